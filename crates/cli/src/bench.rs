@@ -1,0 +1,103 @@
+//! `cargo course bench`: figures that the README repeats, measured on this machine.
+
+use crate::home::{Checkout, Home, write_atomic};
+use crate::setup;
+use crate::setup::template::without_cargo;
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum Action {
+    /// The kernel: ready, first cell, first tensor, println, matrix product against release
+    Kernel {
+        /// How many kernels to start
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
+        runs: u8,
+        /// Write the figures to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+/// Row of the table: key in the report, words, unit, at most.
+const ROWS: &[(&str, &str, &str, f64)] = &[
+    ("ready", "kernel ready", "s", 18.0),
+    ("first_cell", "first cell (:dep and use)", "s", 1.5),
+    ("first_let", "first let of a tensor", "s", 2.0),
+    ("println", "println cell", "s", 1.0),
+    ("matmul_ratio", "matrix product, notebook / release", "", 1.15),
+];
+
+/// `cargo course bench`.
+pub fn command(home: &Home, checkout: &Checkout, action: &Action) -> Result<bool> {
+    let Action::Kernel { runs, json } = action;
+    let (environment, _) = setup::ensure(home, checkout)?;
+    let mut build = Command::new("cargo");
+    without_cargo(&mut build, checkout);
+    let built = build
+        .args(["build", "--release", "--package", "course", "--example", "matmul"])
+        .current_dir(checkout.root())
+        .env("PYO3_PYTHON", environment.python())
+        .status()?;
+    if !built.success() {
+        bail!("the release build of the matrix product failed");
+    }
+    let output = Command::new(environment.python())
+        .args(["-m", "course_jupyter.bench", &runs.to_string()])
+        .arg(checkout.join("target/release/examples/matmul"))
+        .current_dir(checkout.join("notebooks"))
+        .env("COURSE_HOME", home.join(""))
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        bail!("the measurement failed (see above)");
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).context("no figures came back")?;
+    let well = print(&report);
+    if let Some(file) = json {
+        write_atomic(file, serde_json::to_string_pretty(&report)? + "\n")?;
+    }
+    Ok(well)
+}
+
+/// Prints min, median and max of every row, beside its goal.
+fn print(report: &Value) -> bool {
+    println!("{:<36} {:>8} {:>8} {:>8} {:>9}", "", "min", "median", "max", "at most");
+    let mut well = true;
+    for (key, words, unit, goal) in ROWS {
+        let mut values: Vec<f64> =
+            report[key].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+        values.sort_by(f64::total_cmp);
+        let (Some(min), Some(max)) = (values.first(), values.last()) else {
+            well = false;
+            println!("{words:<36} not measured");
+            continue;
+        };
+        let median = values[values.len() / 2];
+        let verdict = if median <= *goal { "" } else { "  over" };
+        well &= median <= *goal;
+        println!("{words:<36} {min:>8.2} {median:>8.2} {max:>8.2} {goal:>7.2} {unit}{verdict}");
+    }
+    well
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_median_over_its_goal_is_told() {
+        let report = |first: f64| {
+            json!({"ready": [9.0, 10.0, 99.0], "first_cell": [0.5, first, first],
+                   "first_let": [1.0], "println": [0.6], "matmul_ratio": [1.0]})
+        };
+        assert!(print(&report(1.4)));
+        assert!(!print(&report(1.6)));
+        assert!(!print(&json!({})));
+    }
+}

@@ -1,0 +1,309 @@
+//! Type-checks the notebooks' code with one `cargo check`, and says where in a notebook it fails.
+
+use super::cargo::{self, Diagnostic, Modules, Span, Verdict};
+use super::source::{self, Origin, Role, Variables};
+use super::{Finding, Mark, source_line};
+use crate::home::Checkout;
+use crate::notebook::Notebook;
+use anyhow::Result;
+use std::collections::BTreeMap;
+
+/// Type-checks notebooks, each with the name under which to report it.
+pub fn typecheck(checkout: &Checkout, notebooks: &[(String, Notebook)]) -> Result<Vec<Finding>> {
+    if notebooks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let first = Run::new(checkout, notebooks, &BTreeMap::new())?;
+    if first.borrowing.is_empty() {
+        return Ok(first.findings);
+    }
+    // A variable that borrows may be used up in its own cell; then evcxr does not keep it. Only
+    // the compiler knows: it is asked again with the test at the end of the cell.
+    let second = Run::new(checkout, notebooks, &first.borrowing)?;
+    let mut findings = second.findings;
+    findings.extend(first.findings.into_iter().filter(|f| !is_keep(f)));
+    Ok(findings)
+}
+
+/// Variables that borrow, by module.
+type Borrowing = BTreeMap<String, Variables>;
+
+/// One `cargo check`, and what it found.
+struct Run<'a> {
+    notebooks: BTreeMap<String, &'a (String, Notebook)>,
+    modules: Modules,
+    findings: Vec<Finding>,
+    borrowing: Borrowing,
+}
+
+/// A place in a notebook.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    module: &'a str,
+    origin: &'a Origin,
+    span: &'a Span,
+    solved: bool,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        checkout: &Checkout,
+        notebooks: &'a [(String, Notebook)],
+        late: &Borrowing,
+    ) -> Result<Self> {
+        let mut run = Self {
+            notebooks: BTreeMap::new(),
+            modules: Modules::new(),
+            findings: Vec::new(),
+            borrowing: Borrowing::new(),
+        };
+        let none = Variables::new();
+        for named in notebooks {
+            let (label, notebook) = named;
+            let name = module_name(notebook);
+            let (module, problems) =
+                source::generate(notebook, late.get(&name).unwrap_or(&none));
+            let problems = problems.into_iter();
+            run.findings
+                .extend(problems.map(|problem| problem.into_finding(label, notebook)));
+            run.modules.insert(name.clone(), module);
+            run.notebooks.insert(name, named);
+        }
+        let verdict = cargo::check(checkout, &run.modules)?;
+        run.judge(&verdict);
+        Ok(run)
+    }
+
+    /// Turns the compiler's messages into findings.
+    fn judge(&mut self, verdict: &Verdict) {
+        let mut explained = false;
+        for text in &verdict.elsewhere {
+            explained = true;
+            self.findings.push(Finding {
+                message: format!("outside the notebooks: {text}"),
+                ..Finding::default()
+            });
+        }
+        for diagnostic in &verdict.notebooks {
+            explained = true;
+            let Some((finding, borrowing)) = self.finding(diagnostic) else {
+                continue;
+            };
+            if let Some((module, variable)) = borrowing {
+                self.borrowing.entry(module).or_default().insert(variable);
+            }
+            self.findings.push(finding);
+        }
+        if !verdict.success && !explained {
+            self.findings.push(Finding {
+                message: format!("cargo check failed:\n{}", verdict.stderr.trim_end()),
+                ..Finding::default()
+            });
+        }
+        drop_repeats(&mut self.findings);
+    }
+
+    /// The finding for a message, with the variable if the message is that it borrows. `None`
+    /// when evcxr would not mind.
+    fn finding(&self, diagnostic: &Diagnostic) -> Option<(Finding, Option<(String, (usize, String))>)> {
+        let places: Vec<_> = diagnostic.spans.iter().filter_map(|s| self.place(s)).collect();
+        let keep = places.iter().find_map(|place| match &place.origin.role {
+            Role::Keep(variable) => Some((place, variable)),
+            _ => None,
+        });
+        if let Some((place, variable)) = keep {
+            let code = diagnostic.code.as_ref().map_or("", |code| &code.code);
+            if code == "E0382" {
+                return None; // moved in its own cell: evcxr forgets the variable
+            }
+            if code != "E0282" && code != "E0283" {
+                let key = (place.module.to_owned(), (place.origin.cell, variable.clone()));
+                return Some((self.keep_finding(place, variable, &places), Some(key)));
+            }
+        }
+        Some((self.ordinary(diagnostic, &places), None))
+    }
+
+    /// Where in a notebook a span lies; inside a macro, where the macro is called.
+    fn place<'b>(&'b self, span: &'b Span) -> Option<Place<'b>> {
+        span.chain().find_map(|span| {
+            let name = span.file_name.strip_prefix("src/")?.strip_suffix(".rs")?;
+            let (module, found) = self.modules.get_key_value(name)?;
+            Some(Place {
+                module,
+                origin: found.origin(span.line_start)?,
+                span,
+                solved: found.is_solved(span.line_start),
+            })
+        })
+    }
+
+    /// Any other error.
+    fn ordinary(&self, diagnostic: &Diagnostic, places: &[Place<'_>]) -> Finding {
+        let main = places
+            .iter()
+            .find(|place| place.span.is_primary)
+            .or_else(|| places.first());
+        let Some(main) = main else {
+            return self.placeless(diagnostic);
+        };
+        let mut finding = self.at(main);
+        if main.origin.role == Role::Show && diagnostic.message.contains("evcxr_display") {
+            finding.message = cannot_be_shown(&diagnostic.message);
+            return finding;
+        }
+        finding.message = headline(diagnostic);
+        let mut ordered: Vec<_> = places.iter().collect();
+        ordered.sort_by_key(|place| !std::ptr::eq(*place, main));
+        for place in ordered {
+            let label = place.span.label.as_deref().unwrap_or_default();
+            if place.origin.role != Role::Source {
+                continue;
+            }
+            if (place.module, place.origin) == (main.module, main.origin) {
+                finding.marks.push(self.mark(place, label));
+            } else if !label.is_empty() {
+                let (cell, line) = (place.origin.cell, place.origin.line);
+                finding.notes.push(format!("cell {cell}, line {line}: {label}"));
+            }
+        }
+        let children = diagnostic.children.iter();
+        finding.notes.extend(children.filter_map(|child| self.note(child)));
+        finding
+    }
+
+    /// A note or help. One that speaks of generated lines says nothing to an author.
+    fn note(&self, child: &Diagnostic) -> Option<String> {
+        let generated = |place: Place<'_>| place.origin.role != Role::Source;
+        let mut places = child.spans.iter().filter_map(|span| self.place(span));
+        if places.any(generated) || child.message.contains("support::") {
+            return None;
+        }
+        let mut text = format!("{}: {}", child.level, child.message);
+        if let [span] = child.spans.as_slice()
+            && let Some(replacement) = &span.suggested_replacement
+            && !replacement.trim().is_empty()
+            && let Some(place) = self.place(span)
+        {
+            let (cell, line) = (place.origin.cell, place.origin.line);
+            text += &format!(": `{}` (cell {cell}, line {line})", replacement.trim());
+        }
+        Some(text)
+    }
+
+    /// An error that points at no line of a cell: nothing may get lost.
+    fn placeless(&self, diagnostic: &Diagnostic) -> Finding {
+        let name = diagnostic.spans.iter().find_map(|span| {
+            let name = span.file_name.strip_prefix("src/")?.strip_suffix(".rs")?;
+            self.notebooks.get(name)
+        });
+        let rendered = diagnostic.rendered.as_deref();
+        Finding {
+            notebook: name.map(|(label, _)| label.clone()),
+            message: rendered.map_or_else(|| headline(diagnostic), |r| r.trim_end().to_owned()),
+            ..Finding::default()
+        }
+    }
+
+    /// evcxr would not keep a variable, because it borrows.
+    fn keep_finding(&self, keep: &Place<'_>, variable: &str, places: &[Place<'_>]) -> Finding {
+        let mut finding = self.at(keep);
+        finding.message = format!("error: `{variable}` {BORROWS}");
+        let borrowed = places.iter().find(|place| {
+            place.origin.role == Role::Source
+                && (place.origin.cell, place.origin.line) == (keep.origin.cell, keep.origin.line)
+        });
+        if let Some(place) = borrowed {
+            finding.marks.push(self.mark(place, "borrowed here"));
+        }
+        finding.notes.push(format!(
+            "help: let `{variable}` own its value (`.clone()`, `.to_owned()`), or put the code \
+             that needs it in braces"
+        ));
+        finding
+    }
+
+    /// A finding at a place, still without its message.
+    fn at(&self, place: &Place<'_>) -> Finding {
+        let Origin { cell, line, .. } = *place.origin;
+        let named = self.notebooks.get(place.module);
+        Finding {
+            notebook: named.map(|(label, _)| label.clone()),
+            cell: Some(cell),
+            line: Some(line),
+            source: named.and_then(|(_, n)| source_line(n, Some(cell), Some(line))),
+            notes: solved_note(place.solved),
+            ..Finding::default()
+        }
+    }
+
+    /// The part of a line that a span covers.
+    fn mark(&self, place: &Place<'_>, label: &str) -> Mark {
+        let span = place.span;
+        let start = span.column_start.saturating_sub(1);
+        let end = if span.line_start == span.line_end {
+            span.column_end.saturating_sub(1)
+        } else {
+            let named = self.notebooks.get(place.module);
+            let (cell, line) = (Some(place.origin.cell), Some(place.origin.line));
+            let text = named.and_then(|(_, notebook)| source_line(notebook, cell, line));
+            text.map_or(start, |text| text.trim_end().chars().count())
+        };
+        Mark { start, end, label: label.to_owned() }
+    }
+}
+
+/// What marks a finding about a variable that borrows.
+const BORROWS: &str = "borrows from another variable, and evcxr cannot keep it for later cells";
+
+/// What marks a finding of the function with the solutions.
+const SOLVED: &str = "note: with the solutions in place of the starters";
+
+fn is_keep(finding: &Finding) -> bool {
+    finding.message.contains(BORROWS)
+}
+
+fn solved_note(solved: bool) -> Vec<String> {
+    solved.then(|| SOLVED.to_owned()).into_iter().collect()
+}
+
+/// Removes findings of the function with the solutions that the plain one has as well, and
+/// several about one variable.
+fn drop_repeats(findings: &mut Vec<Finding>) {
+    let key = |f: &Finding| (f.notebook.clone(), f.cell, f.line, f.message.clone());
+    let mut seen = Vec::new();
+    // Those without the note come first, and stay.
+    findings.sort_by_key(|finding| finding.notes.iter().any(|note| note == SOLVED));
+    findings.retain(|finding| {
+        let place = finding.cell.is_some();
+        let is_new = !place || !seen.iter().any(|(k, marks)| {
+            *k == key(finding) && (is_keep(finding) || *marks == finding.marks)
+        });
+        seen.push((key(finding), finding.marks.clone()));
+        is_new
+    });
+}
+
+/// `error[E0308]: mismatched types`.
+fn headline(diagnostic: &Diagnostic) -> String {
+    let code = diagnostic.code.as_ref().map(|code| format!("[{}]", code.code));
+    format!("{}{}: {}", diagnostic.level, code.unwrap_or_default(), diagnostic.message)
+}
+
+/// The last expression has a type that evcxr cannot show.
+fn cannot_be_shown(message: &str) -> String {
+    // "the method `evcxr_display` exists for struct `S`, but its trait bounds …"
+    let kind = message.split('`').nth(3).unwrap_or("its type");
+    format!(
+        "error: the cell's last expression cannot be shown: `{kind}` is not `Debug`. \
+         End the line with `;`, or show something else"
+    )
+}
+
+/// The module of a notebook: `nb_` and the file's name.
+fn module_name(notebook: &Notebook) -> String {
+    let name = notebook.name();
+    let stem = name.trim_end_matches(".ipynb").chars();
+    let stem = stem.map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+    format!("nb_{}", stem.collect::<String>())
+}

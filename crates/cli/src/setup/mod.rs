@@ -1,0 +1,87 @@
+//! Everything that a notebook needs on this machine, made step by step. Each step finds its work
+//! done, or does it; cut off at any point and started again, the set-up goes on.
+
+pub mod evcxr;
+pub mod kernelspec;
+pub mod python;
+pub mod template;
+pub mod tool;
+
+use crate::home::{Checkout, Home, write_atomic};
+use crate::progress::Steps;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What the last set-up installed; the kernel's launcher reads it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Installed {
+    /// The checkout for notebooks that lie outside of any.
+    pub checkout: PathBuf,
+    /// The environment's Python.
+    pub python: PathBuf,
+    /// evcxr_jupyter.
+    pub evcxr: PathBuf,
+    /// The compiler.
+    pub rustc: evcxr::Rustc,
+}
+
+const RECORD: &str = "installed.json";
+
+impl Installed {
+    /// Reads what the last set-up wrote.
+    pub fn read(home: &Home) -> Result<Self> {
+        let path = home.join(RECORD);
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("{} is missing: run `cargo course setup` in the checkout", path.display())
+        })?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is damaged: run `cargo course setup`", path.display()))
+    }
+
+    fn write(&self, home: &Home) -> Result<()> {
+        write_atomic(&home.join(RECORD), serde_json::to_string_pretty(self)?)
+    }
+}
+
+/// Needed for a set-up from nothing: Python environment, kernel build, template and one copy.
+const NEEDED_BYTES: u64 = 4_000_000_000;
+
+/// Does all the set-up that is missing.
+pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, Installed)> {
+    let _lock = home.lock("setup", || {
+        eprintln!("Another `cargo course` is setting up: waiting for it.");
+    })?;
+    let mut steps = Steps::new(5);
+    let rustc = evcxr::Rustc::of(checkout.root())?;
+    evcxr::need_linker()?;
+    if !home.join(RECORD).exists() {
+        need_space(home.join("").as_path())?;
+    }
+    let environment = python::ensure(home, &mut steps)?;
+    evcxr::ensure_library_sources(&rustc, &mut steps);
+    let binary = evcxr::ensure(home, &rustc, &mut steps)?;
+    let installed = Installed {
+        checkout: checkout.root().to_owned(),
+        python: environment.python(),
+        evcxr: binary,
+        rustc,
+    };
+    template::ensure(home, checkout, &installed, &mut steps)?;
+    kernelspec::ensure(home, &environment, &mut steps)?;
+    installed.write(home)?;
+    Ok((environment, installed))
+}
+
+fn need_space(dir: &Path) -> Result<()> {
+    match tool::free_bytes(dir) {
+        Some(free) if free < NEEDED_BYTES => bail!(
+            "{} has {:.1} GB free, and the set-up needs {:.0} GB. Make room, or set COURSE_HOME to \
+             a folder on another disk.",
+            dir.display(),
+            free as f64 / 1e9,
+            NEEDED_BYTES as f64 / 1e9
+        ),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,180 @@
+//! The course's own Python environment: JupyterLab and nbconvert, every version pinned by hash.
+
+use super::tool;
+use crate::home::{Home, short_hash, write_atomic};
+use crate::progress::Steps;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const REQUIREMENTS: &str = include_str!("../../python/requirements.txt");
+
+/// Files of the environment that are ours: path inside it, content.
+const FILES: &[(&str, &str)] = &[
+    (
+        "etc/jupyter/jupyter_nbconvert_config.py",
+        include_str!("../../python/jupyter_nbconvert_config.py"),
+    ),
+    (
+        "etc/jupyter/jupyter_server_config.json",
+        include_str!("../../python/jupyter_server_config.json"),
+    ),
+    ("share/jupyter/lab/settings/overrides.json", include_str!("../../python/overrides.json")),
+];
+
+/// Modules that go into the environment's `site-packages/course_jupyter`.
+const MODULES: &[(&str, &str)] = &[
+    ("__init__.py", include_str!("../../python/course_jupyter/__init__.py")),
+    ("failures.py", include_str!("../../python/course_jupyter/failures.py")),
+    ("kernels.py", include_str!("../../python/course_jupyter/kernels.py")),
+    ("late_output.py", include_str!("../../python/course_jupyter/late_output.py")),
+    ("run.py", include_str!("../../python/course_jupyter/run.py")),
+    ("bench.py", include_str!("../../python/course_jupyter/bench.py")),
+    ("probe.py", include_str!("../../python/course_jupyter/probe.py")),
+];
+
+/// A Python environment.
+#[derive(Debug, Clone)]
+pub struct Environment(PathBuf);
+
+impl Environment {
+    /// The environment's interpreter.
+    pub fn python(&self) -> PathBuf {
+        self.bin("python")
+    }
+
+    /// A program of the environment.
+    pub fn bin(&self, name: &str) -> PathBuf {
+        self.0.join("bin").join(name)
+    }
+
+    /// A path inside.
+    pub fn join(&self, part: &str) -> PathBuf {
+        self.0.join(part)
+    }
+}
+
+/// A Python on this machine.
+struct Interpreter {
+    program: String,
+    version: String,
+    executable: String,
+}
+
+/// Makes the environment, or finds it made.
+pub fn ensure(home: &Home, steps: &mut Steps) -> Result<Environment> {
+    let python = interpreter()?;
+    let key = short_hash([
+        REQUIREMENTS.as_bytes(),
+        python.version.as_bytes(),
+        python.executable.as_bytes(),
+    ]);
+    let dir = home.join(format!("python-{key}"));
+    let environment = Environment(dir.clone());
+    let complete = dir.join("complete");
+    if complete.exists() && environment.python().exists() {
+        steps.skip();
+    } else {
+        let what = format!("Python environment with JupyterLab, on Python {}", python.version);
+        let step = steps.start(&what, Some("about 1 minute, 250 MB"));
+        install(&python, &dir)?;
+        fs::write(&complete, "")?;
+        step.done();
+    }
+    write_files(&environment)?;
+    Ok(environment)
+}
+
+fn interpreter() -> Result<Interpreter> {
+    let asked = std::env::var("COURSE_PYTHON").ok();
+    let names = match &asked {
+        Some(name) => vec![name.as_str()],
+        None => vec!["python3", "python"],
+    };
+    let script = "import sys; print('%d.%d' % sys.version_info[:2]); print(sys.executable)";
+    let mut old = None;
+    for name in names {
+        let Ok(output) = Command::new(name).args(["-c", script]).output() else { continue };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut lines = text.lines();
+        let (Some(version), Some(executable)) = (lines.next(), lines.next()) else { continue };
+        if recent_enough(version) {
+            return Ok(Interpreter {
+                program: name.to_owned(),
+                version: version.to_owned(),
+                executable: executable.to_owned(),
+            });
+        }
+        old = Some(version.to_owned());
+    }
+    match old {
+        Some(version) => bail!(
+            "the course needs Python 3.10 or newer, and this one is {version}. Install a newer one, \
+             or name one with COURSE_PYTHON=/path/to/python3."
+        ),
+        None => bail!(
+            "no Python was found. Install Python 3.10 or newer (Debian and Ubuntu: sudo apt install \
+             python3 python3-venv; macOS: brew install python), or name one with \
+             COURSE_PYTHON=/path/to/python3."
+        ),
+    }
+}
+
+fn recent_enough(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (3, 10)
+}
+
+fn install(python: &Interpreter, dir: &Path) -> Result<()> {
+    // A half-made environment is of no use; pip's cache makes the second try quick.
+    if dir.exists() {
+        fs::remove_dir_all(dir)
+            .with_context(|| format!("cannot remove the unfinished {}", dir.display()))?;
+    }
+    let mut venv = Command::new(&python.program);
+    venv.args(["-m", "venv"]).arg(dir);
+    tool::run("making the Python environment", &mut venv, |_| ())?;
+    let requirements = dir.join("requirements.txt");
+    fs::write(&requirements, REQUIREMENTS)?;
+    let mut pip = Command::new(dir.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(["--no-input", "--require-hashes", "-r"])
+        .arg(&requirements);
+    tool::run("installing JupyterLab", &mut pip, |_| ())
+}
+
+fn write_files(environment: &Environment) -> Result<()> {
+    for (path, content) in FILES {
+        write_atomic(&environment.join(path), content)?;
+    }
+    let lib = environment.join("lib");
+    let site = fs::read_dir(&lib)
+        .with_context(|| format!("{} is not a Python environment", lib.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path().join("site-packages")))
+        .find(|path| path.is_dir())
+        .with_context(|| format!("{} holds no site-packages", lib.display()))?;
+    for (name, content) in MODULES {
+        write_atomic(&site.join("course_jupyter").join(name), content)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_pythons_are_refused() {
+        assert!(recent_enough("3.10") && recent_enough("3.13") && recent_enough("4.0"));
+        assert!(!recent_enough("3.9") && !recent_enough("2.7") && !recent_enough("x"));
+    }
+
+    #[test]
+    fn every_requirement_is_pinned_by_hash() {
+        let packages = REQUIREMENTS.lines().filter(|l| l.starts_with(|c: char| c.is_alphanumeric()));
+        for line in packages {
+            assert!(line.contains("==") && line.ends_with('\\'), "{line}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The warm kernel folder: evcxr's working folder after its first cell, with candle and the
+//! course compiled. Each kernel starts from a copy, so that its first cell answers at once.
+
+use super::evcxr::Rustc;
+use super::{Installed, tool};
+use crate::home::{Checkout, Home, short_hash, write_atomic};
+use crate::progress::Steps;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// How many crates a template compiles (for the progress line only).
+const CRATES: usize = 130;
+
+/// Applies to everything built in a folder below: evcxr's own profile keeps debug assertions.
+const CARGO_CONFIG: &str = "\
+[profile.dev.package.\"*\"]
+opt-level = 3
+debug-assertions = false
+overflow-checks = false
+";
+
+/// Typed once at the kernel's start, so that the analyser has read candle before the first cell
+/// and `?` needs no second compilation.
+const PRELUDE: &str = "\
+let course_kernel = course::candle_core::Tensor::zeros(
+    1, course::candle_core::DType::F32, &course::candle_core::Device::Cpu)?.elem_count();
+";
+
+/// Where the template of a checkout lies and whether it is there.
+pub struct Template {
+    /// The folder to copy.
+    pub dir: PathBuf,
+    /// evcxr's configuration folder (`init.evcxr`, `prelude.rs`).
+    pub config: PathBuf,
+}
+
+impl Template {
+    /// The template that fits the checkout's sources, compiler and kernel.
+    pub fn of(home: &Home, checkout: &Checkout, rustc: &Rustc) -> Result<Self> {
+        let key = key(checkout, rustc)?;
+        Ok(Self {
+            dir: home.kernels().join(format!("template-{key}")),
+            config: home.join("config").join(key),
+        })
+    }
+
+    /// Whether the template is complete.
+    pub fn ready(&self) -> bool {
+        self.dir.join("complete").exists() && self.config.join("init.evcxr").exists()
+    }
+}
+
+/// Everything that the compiled folder depends on.
+fn key(checkout: &Checkout, rustc: &Rustc) -> Result<String> {
+    let mut parts: Vec<Vec<u8>> = vec![
+        CARGO_CONFIG.into(),
+        PRELUDE.into(),
+        super::evcxr::VERSION.into(),
+        rustc.version.clone().into(),
+        rustc.sysroot.as_os_str().as_encoded_bytes().to_vec(),
+        checkout.root().as_os_str().as_encoded_bytes().to_vec(),
+    ];
+    let mut files = vec![checkout.join("Cargo.toml"), checkout.join("Cargo.lock")];
+    for krate in ["lora", "course"] {
+        collect(&checkout.join("crates").join(krate), &mut files)?;
+    }
+    files.sort();
+    for file in files {
+        let content =
+            fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        parts.push(file.into_os_string().into_encoded_bytes());
+        parts.push(content);
+    }
+    Ok(short_hash(parts.iter().map(Vec::as_slice)))
+}
+
+/// The files that make up a crate's library: its manifest, sources and assets.
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let part_of_library = !matches!(name.as_str(), "tests" | "benches" | "examples" | "target");
+        if path.is_dir() && part_of_library {
+            collect(&path, files)?;
+        } else if path.is_file() && !name.starts_with('.') {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Makes the template if it is missing or stale. Safe to call from several processes.
+pub fn ensure(
+    home: &Home,
+    checkout: &Checkout,
+    installed: &Installed,
+    steps: &mut Steps,
+) -> Result<Template> {
+    let template = Template::of(home, checkout, &installed.rustc)?;
+    if template.ready() {
+        steps.skip();
+        return Ok(template);
+    }
+    let _lock = home.lock("template", || {
+        eprintln!("      another process prepares the kernel: waiting for it");
+    })?;
+    if template.ready() {
+        steps.skip();
+        return Ok(template);
+    }
+    let old = old_templates(home, &template.dir);
+    let estimate = if old.is_empty() { "about 6 minutes on two cores" } else { "about a minute" };
+    let mut step = steps.start("Kernel template: candle and the course, compiled", Some(estimate));
+
+    let dir = &template.dir;
+    fs::remove_dir_all(dir).ok();
+    let unfinished = home.kernels().join("unfinished");
+    if !unfinished.exists() {
+        // Start from the last template: only what changed is compiled.
+        match old.last() {
+            Some(old) => copy(old, &unfinished)?,
+            None => fs::create_dir_all(&unfinished)?,
+        }
+    }
+    fs::remove_file(unfinished.join("complete")).ok();
+    fs::copy(checkout.join("Cargo.lock"), unfinished.join("Cargo.lock"))
+        .context("cannot copy Cargo.lock")?;
+    write_atomic(&home.kernels().join(".cargo/config.toml"), CARGO_CONFIG)?;
+    let init = format!(":dep course = {{ path = {} }}\n", toml_string(&checkout.join("crates/course")));
+    write_atomic(&template.config.join("init.evcxr"), init)?;
+    write_atomic(&template.config.join("prelude.rs"), PRELUDE)?;
+
+    let mut command = Command::new(&installed.python);
+    command
+        .args(["-m", "course_jupyter.probe"])
+        .arg(&installed.evcxr)
+        .current_dir(checkout.join("notebooks"));
+    kernel_environment(&mut command, &unfinished, &template.config, checkout, installed);
+    tool::run("preparing the kernel", &mut command, tool::compile_progress(&mut step, CRATES))?;
+
+    fs::rename(&unfinished, dir)?;
+    fs::write(dir.join("complete"), checkout.root().as_os_str().as_encoded_bytes())?;
+    for old in old.iter().filter(|old| stale(old, checkout)) {
+        fs::remove_dir_all(old).ok();
+        if let Some(key) = old.file_name().and_then(|n| n.to_str()?.strip_prefix("template-")) {
+            fs::remove_dir_all(home.join("config").join(key)).ok();
+        }
+    }
+    step.done();
+    Ok(template)
+}
+
+/// Whether a template other than the current one is of no more use: it belongs to this checkout,
+/// or to one that is gone. (A kernel works on its copy.)
+fn stale(template: &Path, checkout: &Checkout) -> bool {
+    let root = fs::read_to_string(template.join("complete")).unwrap_or_default();
+    Path::new(&root) == checkout.root() || !Path::new(&root).join("crates/course").is_dir()
+}
+
+/// The complete templates other than `current`, oldest first.
+fn old_templates(home: &Home, current: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(home.kernels())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("template-") && path != current && path.join("complete").exists()
+        })
+        .collect();
+    found.sort_by_key(|path| {
+        fs::metadata(path.join("complete")).and_then(|m| m.modified()).ok()
+    });
+    found
+}
+
+/// Copies a folder with its time stamps, which cargo compares. Clones where the file system can.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    if cfg!(target_os = "macos") {
+        command.args(["-c", "-pR"]);
+    } else {
+        command.args(["-a", "--reflink=auto"]);
+    }
+    command.arg(from).arg(to);
+    tool::run("copying the kernel's folder", &mut command, |_| ())
+}
+
+/// The environment in which evcxr runs, for the template and for every kernel alike.
+pub fn kernel_environment(
+    command: &mut Command,
+    dir: &Path,
+    config: &Path,
+    checkout: &Checkout,
+    installed: &Installed,
+) {
+    without_cargo(command, checkout);
+    if let Some(toolchain) = installed.rustc.toolchain() {
+        command.env("RUSTUP_TOOLCHAIN", toolchain);
+    }
+    command
+        .env("EVCXR_TMPDIR", dir)
+        .env("EVCXR_CONFIG_DIR", config)
+        // evcxr_jupyter looks here for an older installation of itself to renew: leave the
+        // user's own alone.
+        .env("JUPYTER_PATH", dir.join("no-jupyter"))
+        .env("PYO3_PYTHON", &installed.python)
+        // glibc hands large blocks back after each use and faults them in anew: keep them.
+        .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
+        .env("MALLOC_TRIM_THRESHOLD_", "2147483648")
+        .env("COURSE_KERNEL", dir);
+}
+
+/// Takes from a command's environment what the cargo that started this program put there: a
+/// cargo or a kernel below must not see it.
+pub fn without_cargo(command: &mut Command, checkout: &Checkout) {
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let of_cargo = name.starts_with("CARGO_") && name != "CARGO_HOME";
+        let asked_for = ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_BUILD_JOBS"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        if (of_cargo && !asked_for) || name == "RUSTFLAGS" {
+            command.env_remove(name);
+        }
+    }
+    if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+        let target = checkout.join("target");
+        let kept = std::env::split_paths(&path).filter(|dir| !dir.starts_with(&target));
+        if let Ok(kept) = std::env::join_paths(kept) {
+            command.env("LD_LIBRARY_PATH", kept);
+        }
+    }
+}
+
+/// A path as a TOML string, in the form in which evcxr writes it.
+fn toml_string(path: &Path) -> String {
+    let escaped = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{escaped}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_follows_the_sources_and_not_the_tests() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in [
+            "Cargo.toml",
+            "Cargo.lock",
+            "crates/lora/src/lib.rs",
+            "crates/course/Cargo.toml",
+            "crates/course/src/lib.rs",
+            "crates/course/tests/x.rs",
+        ] {
+            write_atomic(&dir.path().join(file), "one").unwrap();
+        }
+        let checkout = Checkout::holding(dir.path()).unwrap();
+        let rustc = Rustc { version: "1".into(), sysroot: "/x".into() };
+        let first = key(&checkout, &rustc).unwrap();
+        write_atomic(&checkout.join("crates/course/tests/x.rs"), "two").unwrap();
+        assert_eq!(key(&checkout, &rustc).unwrap(), first);
+        for file in ["Cargo.lock", "crates/lora/src/lib.rs"] {
+            write_atomic(&checkout.join(file), "two").unwrap();
+            assert_ne!(key(&checkout, &rustc).unwrap(), first, "{file}");
+            write_atomic(&checkout.join(file), "one").unwrap();
+        }
+        let newer = Rustc { version: "2".into(), ..rustc };
+        assert_ne!(key(&checkout, &newer).unwrap(), first);
+    }
+}

@@ -1,0 +1,107 @@
+//! The cells and the colour bar of a heat map.
+
+use super::axis::Scale;
+use super::check::Extent;
+use super::colour::{AXIS, text_on, viridis};
+use super::font::Fonts;
+use super::heat::HeatMap;
+use super::number::Alike;
+use super::page::Page;
+use super::plot::{Along, frame};
+use super::scene::{Anchor, Rect, Scene, Text};
+use super::style::{LABEL_SIZE, SMALL_SIZE};
+use super::text::{Room, cut, one_line};
+use super::ticks::Tick;
+use crate::error::Result;
+
+const BAR_WIDTH: f64 = 18.0;
+const BAR_GAP: f64 = 20.0;
+const STEPS: usize = 64;
+
+/// Lays out the whole map.
+pub(super) fn scene(map: &HeatMap, range: Extent) -> Result<(Scene, &'static Fonts)> {
+    let mut page = Page::open(&map.common, map.common.size)?;
+    let scale = Scale::new(range.low, range.high, false);
+    let ticks = scale.ticks(6, false);
+    let tick_width = ticks
+        .iter()
+        .map(|t| page.fonts.width(&t.label, SMALL_SIZE, false))
+        .fold(0.0, f64::max);
+    let unit = if map.unit.is_some() { 24.0 } else { 4.0 };
+    let right = (BAR_GAP + BAR_WIDTH + 8.0 + tick_width + unit + 12.0).ceil();
+    let across = Along::Names(&map.columns);
+    let area = frame(&mut page, &across, &Along::Names(&map.rows), right)?;
+    cells(map, &mut page, area, &scale)?;
+    colour_bar(map, &mut page, area, &scale, &ticks);
+    Ok((page.scene, page.fonts))
+}
+
+fn cells(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale) -> Result<()> {
+    let (rows, columns) = (map.rows.len() as f64, map.columns.len() as f64);
+    let (width, height) = (area.width() / columns, area.height() / rows);
+    map.common.check().need(width >= 1.0 && height >= 1.0, || {
+        format!(
+            "has {columns} columns and {rows} rows, more than there are pixels: \
+                 draw a part of it, or give .size() more"
+        )
+    })?;
+    let numbers = Alike::of(map.values.iter().flatten().copied());
+    let room = map
+        .values
+        .iter()
+        .flatten()
+        .map(|v| page.fonts.width(&numbers.write(*v), SMALL_SIZE, false))
+        .fold(0.0, f64::max);
+    let written = width >= room + 6.0 && height >= SMALL_SIZE + 4.0;
+    for (row, values) in map.values.iter().enumerate() {
+        for (column, &value) in values.iter().enumerate() {
+            // Edges between whole pixels, so that no seams shine through.
+            let x = |column: usize| (area.left + width * column as f64).round();
+            let y = |row: usize| (area.top + height * row as f64).round();
+            let at = Rect::new(x(column), y(row), x(column + 1), y(row + 1));
+            let fill = viridis(scale.place(value));
+            page.scene.rect(at, fill);
+            if written {
+                let (x, y) = at.middle();
+                let at = (x, (y + SMALL_SIZE * 0.36).round());
+                let text = Text::new(numbers.write(value), at, SMALL_SIZE, Anchor::Middle);
+                page.scene.text(text.colour(text_on(fill)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn colour_bar(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale, ticks: &[Tick]) {
+    let left = area.right + BAR_GAP;
+    let right = left + BAR_WIDTH;
+    let edge = |i: usize| (area.bottom - area.height() * i as f64 / STEPS as f64).round();
+    for i in 0..STEPS {
+        let at = Rect::new(left, edge(i + 1), right, edge(i));
+        page.scene
+            .rect(at, viridis((i as f64 + 0.5) / STEPS as f64));
+    }
+    let mut widest = 0.0_f64;
+    for tick in ticks {
+        let y = area.bottom - scale.place(tick.value) * area.height();
+        page.scene.across(right, right + 4.0, y, AXIS);
+        let at = (right + 8.0, (y + SMALL_SIZE * 0.36).round());
+        page.scene
+            .text(Text::new(&tick.label, at, SMALL_SIZE, Anchor::Start));
+        widest = widest.max(page.fonts.width(&tick.label, SMALL_SIZE, false));
+    }
+    if let Some(unit) = &map.unit {
+        let room = Room {
+            bold: false,
+            size: LABEL_SIZE,
+            smallest: LABEL_SIZE,
+            width: area.height(),
+            lines: 1,
+        };
+        let unit = cut(page.fonts, &one_line(unit), room);
+        let x = (right + 8.0 + widest + 8.0 + LABEL_SIZE * 0.8).round();
+        let at = (x, area.middle().1);
+        let text = Text::new(unit, at, LABEL_SIZE, Anchor::Middle);
+        page.scene.text(text.turned());
+    }
+}

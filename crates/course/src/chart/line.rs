@@ -1,0 +1,301 @@
+//! Lines through points.
+
+use super::axis::Scale;
+use super::check::{Axis, Extent, MOST_VALUES};
+use super::common::Common;
+use super::figure::Figure;
+use super::geometry::thin;
+use super::legend::{Sample, entries};
+use super::number::plain;
+use super::page::Page;
+use super::plot::{Along, frame, place, references};
+use super::scene::{Point, Rect};
+use super::style::{marker, series_line};
+use super::words::{Words, count};
+use crate::error::Result;
+
+/// A chart of one or more lines.
+///
+/// Each line has its own colour, dashes and marker. Nothing is checked before
+/// [`draw`](Self::draw).
+///
+/// ```
+/// use course::chart::LineChart;
+///
+/// let ranks = [1_usize, 4, 16, 64];
+/// let figure = LineChart::new("Parameters of an adapter", "rank r", "parameters")
+///     .line("LoRA", ranks.map(|r| (r as f64, (r * 1536) as f64)))
+///     .reference("full matrix", 589_824.0)
+///     .log_x()
+///     .log_y()
+///     .draw()?;
+/// assert!(figure.describe().contains("4 points"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct LineChart {
+    common: Common,
+    lines: Vec<(String, Vec<Point>)>,
+    log_x: bool,
+    log_y: bool,
+}
+
+impl LineChart {
+    /// An empty chart; the labels say what the axes count, with the unit.
+    ///
+    /// ```
+    /// let chart = course::chart::LineChart::new("Loss", "step", "loss (nats)");
+    /// assert!(chart.draw().is_err(), "there is no line yet");
+    /// ```
+    pub fn new(
+        title: impl Into<String>,
+        x_label: impl Into<String>,
+        y_label: impl Into<String>,
+    ) -> Self {
+        Self {
+            common: Common::new(title.into(), x_label.into(), y_label.into()),
+            lines: Vec::new(),
+            log_x: false,
+            log_y: false,
+        }
+    }
+
+    /// Adds a line through `points` in their order.
+    ///
+    /// Anything that turns into `f64` without loss will do; write `n as f64` for a `usize`.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let losses: Vec<f32> = vec![2.0, 1.0, 0.5];
+    /// let figure = LineChart::new("Loss", "step", "loss")
+    ///     .line("SGD", losses.iter().enumerate().map(|(i, &y)| (i as f64, y)))
+    ///     .draw()?;
+    /// assert!(figure.describe().contains("\"SGD\""));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn line<X: Into<f64>, Y: Into<f64>>(
+        mut self,
+        name: impl Into<String>,
+        points: impl IntoIterator<Item = (X, Y)>,
+    ) -> Self {
+        let points = points.into_iter().map(|(x, y)| (x.into(), y.into()));
+        // One more than allowed, so that an endless iterator is noticed and left.
+        let points = points.take(MOST_VALUES + 1).collect();
+        self.lines.push((name.into(), points));
+        self
+    }
+
+    /// Makes the x axis logarithmic.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("a", [(1, 1), (100, 2)]).log_x();
+    /// assert!(chart.draw()?.describe().contains("from 1 to 100, logarithmic"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn log_x(mut self) -> Self {
+        self.log_x = true;
+        self
+    }
+
+    /// Makes the y axis logarithmic.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("a", [(0, 0), (1, 9)]).log_y();
+    /// assert!(chart.draw().is_err(), "0 has no logarithm");
+    /// ```
+    pub fn log_y(mut self) -> Self {
+        self.log_y = true;
+        self
+    }
+
+    /// Adds a dashed horizontal line at `y`, such as a baseline.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("a", [(0, 0), (1, 9)]).reference("full", 5);
+    /// assert!(chart.draw()?.describe().contains("Reference line \"full\": 5"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reference(mut self, name: impl Into<String>, y: impl Into<f64>) -> Self {
+        self.common.references.push((name.into(), y.into()));
+        self
+    }
+
+    /// Sets the ends of the y axis; what lies outside is cut off.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let flat = LineChart::new("t", "x", "y").line("a", [(0, 5), (1, 5)]);
+    /// assert!(flat.clone().draw().is_err());
+    /// assert!(flat.y_range(0, 10).draw().is_ok());
+    /// ```
+    pub fn y_range(mut self, low: impl Into<f64>, high: impl Into<f64>) -> Self {
+        self.common.y_range = Some((low.into(), high.into()));
+        self
+    }
+
+    /// Adds a sentence to the description, for those who cannot see the figure.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("a", [(0, 0), (1, 9)]).words("It rises.");
+    /// assert!(chart.draw()?.describe().ends_with("It rises."));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn words(mut self, sentence: impl Into<String>) -> Self {
+        self.common.words.push(sentence.into());
+        self
+    }
+
+    /// Sets width and height in pixels, instead of 800 × 460.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("a", [(0, 0), (1, 9)]).size(600, 300);
+    /// assert_eq!(chart.draw()?.size(), (600, 300));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn size(mut self, width: u32, height: u32) -> Self {
+        self.common.size = (width, height);
+        self
+    }
+
+    /// Draws the chart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Chart`](crate::error::Error::Chart) names the series and what to do: no or
+    /// empty series, values that are not finite or (on a log axis) not above 0, points that
+    /// all have one x or one y, an empty text, a useless y range or size.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("loss", [(0.0, 1.0), (1.0, f64::NAN)]);
+    /// assert!(chart.draw().unwrap_err().to_string().contains("series \"loss\""));
+    /// ```
+    pub fn draw(&self) -> Result<Figure> {
+        let (x_data, y_data) = self.validate()?;
+        let x = Scale::new(x_data.low, x_data.high, self.log_x).widened(0.02, 0.02);
+        let y = self.common.y_scale(y_data, self.log_y)?;
+        let mut page = Page::open(&self.common, self.common.size)?;
+        let names = self.lines.iter().map(|(name, _)| name.as_str());
+        page.legend(&entries(names, Sample::Line, &self.common.references));
+        let whole = self.points().all(|p| p.0.fract() == 0.0);
+        let across = Along::Numbers { scale: x, whole };
+        let up = Along::Numbers {
+            scale: y,
+            whole: false,
+        };
+        let area = frame(&mut page, &across, &up, 0.0)?;
+        references(&mut page, area, &y);
+        self.draw_lines(&mut page, area, &x, &y);
+        let words = self.describe(x_data, y_data);
+        Figure::paint(&self.common.title, &page.scene, page.fonts, words)
+    }
+
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.lines.iter().flat_map(|(_, points)| points)
+    }
+
+    /// Checks everything; returns the extents of x and y.
+    fn validate(&self) -> Result<(Extent, Extent)> {
+        let check = self.common.check();
+        self.common.check_page(true)?;
+        check.need(!self.lines.is_empty(), || {
+            "has no series: add at least one .line(name, points)".into()
+        })?;
+        check.names("series", self.lines.iter().map(|(n, _)| n.as_str()))?;
+        for (name, points) in &self.lines {
+            self.validate_line(name, points)?;
+        }
+        self.common.check_y(self.log_y)?;
+        let x = Extent::of(self.points().map(|p| p.0));
+        let y = Extent::of(self.points().map(|p| p.1));
+        check.range("the x values", x)?;
+        check.need(!y.flat() || self.common.y_range.is_some(), || {
+            let names: Vec<&str> = self.lines.iter().map(|(n, _)| n.as_str()).collect();
+            format!(
+                "every y value of series \"{}\" is {:?}, which gives no axis: \
+                 set one with .y_range(low, high)",
+                names.join("\", \""),
+                y.low
+            )
+        })?;
+        Ok((x, y))
+    }
+
+    fn validate_line(&self, name: &str, points: &[Point]) -> Result<()> {
+        let check = self.common.check();
+        let series = || format!("series \"{name}\"");
+        check.need(!points.is_empty(), || {
+            format!("{} is empty: give it at least two points", series())
+        })?;
+        check.amount(series, points.len())?;
+        for (index, &(x, y)) in points.iter().enumerate() {
+            let whose =
+                |axis: &str| format!("{} at point {index} (counted from 0): {axis}", series());
+            check.value(|| whose("x"), x, self.log_x.then_some(Axis::X))?;
+            check.value(|| whose("y"), y, self.log_y.then_some(Axis::Y))?;
+        }
+        let x = Extent::of(points.iter().map(|p| p.0));
+        check.need(!x.flat(), || {
+            format!(
+                "{} has {}, all at x = {:?}: a line needs two different x values",
+                series(),
+                count(points.len(), "point"),
+                x.low
+            )
+        })
+    }
+
+    fn draw_lines(&self, page: &mut Page<'_>, area: Rect, x: &Scale, y: &Scale) {
+        let in_pixels = |points: &[Point]| -> Vec<Point> {
+            points.iter().map(|p| place(area, x, y, *p)).collect()
+        };
+        for (index, (_, points)) in self.lines.iter().enumerate() {
+            let line = thin(in_pixels(points), area.width());
+            series_line(&mut page.scene, index, &line, area);
+        }
+        // Markers come last, so that no line hides them; a long line gets about a dozen.
+        for (index, (_, points)) in self.lines.iter().enumerate() {
+            let every = points
+                .len()
+                .div_ceil(if points.len() > 24 { 12 } else { 24 });
+            let first = index * every / self.lines.len();
+            for point in points.iter().skip(first).step_by(every) {
+                let at = place(area, x, y, *point);
+                if area.holds(at) {
+                    marker(&mut page.scene, index, at);
+                }
+            }
+        }
+    }
+
+    fn describe(&self, x: Extent, y: Extent) -> String {
+        let mut words = Words::new("Line chart", &self.common);
+        words.axis("Horizontal", &self.common.x_label, x, self.log_x);
+        words.y_axis(&self.common, y, self.log_y);
+        for (name, points) in &self.lines {
+            words.say(&describe_line(name, points));
+        }
+        words.finish(&self.common)
+    }
+}
+
+fn describe_line(name: &str, points: &[Point]) -> String {
+    let by_y = |a: &&Point, b: &&Point| a.1.total_cmp(&b.1);
+    let named = |what: &str, point: Option<&Point>| match point {
+        Some((x, y)) => format!("{what} {} at {}", plain(*y), plain(*x)),
+        None => String::new(),
+    };
+    format!(
+        "Series \"{name}\": {}; {}, {}; {}, {}",
+        count(points.len(), "point"),
+        named("first", points.first()),
+        named("last", points.last()),
+        named("lowest", points.iter().min_by(by_y)),
+        named("highest", points.iter().max_by(by_y)),
+    )
+}

@@ -1,0 +1,81 @@
+//! What a figure says about itself in words.
+
+use super::*;
+
+#[test]
+fn a_line_chart_in_words() {
+    let figure = lines().words("Both rise").draw().unwrap();
+    let expected = "\
+Line chart: Parameters against rank.
+Horizontal axis: rank r, from 1 to 256, logarithmic scale.
+Vertical axis: trainable parameters, from 1,536 to 3,538,944, logarithmic scale.
+Series \"query <only> & \"more\"\": 9 points; first 1,536 at 1, last 393,216 at 256; \
+lowest 1,536 at 1, highest 393,216 at 256.
+Series \"every layer\": 9 points; first 13,824 at 1, last 3,538,944 at 256; \
+lowest 13,824 at 1, highest 3,538,944 at 256.
+Reference line \"full matrix\": 589,824.
+Both rise.";
+    assert_eq!(figure.describe(), expected);
+}
+
+#[test]
+fn bars_in_words() {
+    let expected = "\
+Bar chart: Accuracy.
+Horizontal axis: task, 2 categories, 2 series.
+Vertical axis: accuracy, from 0 to 0.95.
+Series \"full fine-tuning\": sentiment (SST-2) 0.94 (0.93 to 0.95); \
+grammar (CoLA) 0.61 (0.59 to 0.64).
+Series \"LoRA\": sentiment (SST-2) 0.95; grammar (CoLA) 0.633.
+Reference line \"chance\": 0.5.";
+    assert_eq!(bars().draw().unwrap().describe(), expected);
+    let many = (0..13).fold(BarChart::new("t", "x", "y"), |chart, i| {
+        chart.bar(format!("b{i}"), (i - 6) * (i - 6) + 1)
+    });
+    let words = many.draw().unwrap().describe().to_string();
+    assert!(
+        words.contains("Bars: 13 bars; first, b0 37; last, b12 37; lowest, b6 1;"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_heat_map_in_words() {
+    let map = HeatMap::new("Accuracy", "scale α", "rank r")
+        .columns(["8", "16", "32"])
+        .rows(["4", "8"])
+        .values([[0.5, 0.7, 0.6], [0.4, 0.8, 0.9]])
+        .unit("accuracy");
+    let expected = "\
+Heat map: Accuracy.
+Columns: scale α, 3 in all; rows: rank r, 2 in all.
+Colours: accuracy from 0.4 (dark) to 0.9 (light).
+Cells: lowest 0.4 in row 8, column 8; highest 0.9 in row 8, column 32.";
+    assert_eq!(map.draw().unwrap().describe(), expected);
+}
+
+#[test]
+fn an_image_grid_in_words() {
+    let grid = ImageGrid::new("Two digits").columns(1);
+    let grid = grid.gray("one", 1, 1, [0.0]).gray("two", 1, 1, [1.0]);
+    let expected = "\
+Image grid: Two digits.
+2 images, 2 rows and 1 column.
+Labels, row by row: \"one\", \"two\".";
+    assert_eq!(grid.draw().unwrap().describe(), expected);
+}
+
+#[test]
+fn a_reward_chart_in_words() {
+    let chart = RewardChart::new("CartPole", "step", "return")
+        .runs("LoRA", vec![vec![10.0, 30.0, 20.0], vec![20.0, 50.0, 60.0]])
+        .every(500);
+    let expected = "\
+Reward chart: CartPole.
+Horizontal axis: step, from 500 to 1,500.
+Vertical axis: return, from 10 to 60.
+Each line is the mean over seeds; each band goes from the lowest seed to the highest.
+Runs \"LoRA\": 2 seeds, 3 values each; mean first 15 at 500, mean last 40 at 1,500; \
+mean lowest 15 at 500, mean highest 40 at 1,500; any seed from 10 to 60.";
+    assert_eq!(chart.draw().unwrap().describe(), expected);
+}

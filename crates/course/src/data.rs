@@ -1,0 +1,136 @@
+//! The data that the notebooks learn from. Every file lies in the checkout's `data/`, with its
+//! source and licence in `data/manifest.toml`.
+
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use std::path::Path;
+
+/// Handwritten digits, 8 × 8 pixels (UCI, by way of scikit-learn).
+#[derive(Debug, Clone)]
+pub struct Digits {
+    /// Ink from 0 to 1, shape (n, 64), f32, rows from top to bottom.
+    pub images: Tensor,
+    /// The digit from 0 to 9, shape (n), u32.
+    pub labels: Tensor,
+}
+
+/// Bytes per digit: 64 pixels and the label.
+const RECORD: usize = 65;
+/// The ink of a black pixel.
+const BLACK: f32 = 16.0;
+
+/// All 1,797 digits, in the order of the source.
+///
+/// # Errors
+/// [`Error::File`] when `data/digits.u8` cannot be read, or is not a whole number of digits.
+///
+/// ```
+/// # fn main() -> Result<(), course::Error> {
+/// let digits = course::data::digits(&course::candle_core::Device::Cpu)?;
+/// assert_eq!(digits.images.dims(), [1797, 64]);
+/// assert_eq!(digits.labels.dims(), [1797]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn digits(device: &Device) -> Result<Digits> {
+    let bytes = read("digits.u8")?;
+    if bytes.is_empty() || bytes.len() % RECORD != 0 {
+        return Err(damaged("digits.u8", "its length is no multiple of 65 bytes"));
+    }
+    let records = bytes.chunks_exact(RECORD);
+    let n = records.len();
+    let mut images = Vec::with_capacity(n * (RECORD - 1));
+    let mut labels = Vec::with_capacity(n);
+    for record in records {
+        let (pixels, label) = record.split_at(RECORD - 1);
+        images.extend(pixels.iter().map(|&ink| f32::from(ink) / BLACK));
+        labels.extend(label.iter().map(|&digit| u32::from(digit)));
+    }
+    Ok(Digits {
+        images: Tensor::from_vec(images, (n, RECORD - 1), device)?,
+        labels: Tensor::from_vec(labels, n, device)?,
+    })
+}
+
+impl Digits {
+    /// How many digits these are.
+    pub fn len(&self) -> usize {
+        self.labels.elem_count()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The digits at some places, in that order.
+    ///
+    /// # Errors
+    /// A candle error when a place is out of range.
+    pub fn at(&self, places: &[usize]) -> Result<Self> {
+        let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+        let places = Tensor::new(places, self.images.device())?;
+        Ok(Self {
+            images: self.images.index_select(&places, 0)?,
+            labels: self.labels.index_select(&places, 0)?,
+        })
+    }
+
+    /// The digits turned by a quarter, counter-clockwise: the same labels in a world in which
+    /// the paper lies on its side.
+    ///
+    /// # Errors
+    /// A candle error when the images are not (n, 64).
+    pub fn turned(&self) -> Result<Self> {
+        let n = self.len();
+        let turned = self.images.reshape((n, 8, 8))?.transpose(1, 2)?.flip(&[1])?;
+        Ok(Self { images: turned.contiguous()?.reshape((n, 64))?, labels: self.labels.clone() })
+    }
+}
+
+fn read(name: &str) -> Result<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data").join(name);
+    std::fs::read(&path)
+        .map_err(|source| Error::File { path: path.display().to_string(), source })
+}
+
+fn damaged(name: &str, problem: &str) -> Error {
+    let hint = format!("{problem}: get it back with `git restore data`");
+    Error::File {
+        path: format!("data/{name}"),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digits_are_what_the_source_says() -> Result<()> {
+        let digits = digits(&Device::Cpu)?;
+        let labels = digits.labels.to_vec1::<u32>()?;
+        let counts: Vec<_> = (0..10).map(|d| labels.iter().filter(|&&l| l == d).count()).collect();
+        assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
+        let ink = digits.images.flatten_all()?.to_vec1::<f32>()?;
+        assert!(ink.iter().all(|ink| (0.0..=1.0).contains(ink)));
+        // The first record of the source begins 0, 0, 5, 13, 9, 1.
+        assert_eq!(ink[..6], [0., 0., 5. / 16., 13. / 16., 9. / 16., 1. / 16.]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_quarter_turn_brings_the_top_right_corner_to_the_top_left() -> Result<()> {
+        let mut pixels = vec![0f32; 64];
+        pixels[7] = 1.0;
+        let digit = Digits {
+            images: Tensor::from_vec(pixels, (1, 64), &Device::Cpu)?,
+            labels: Tensor::new(&[3u32], &Device::Cpu)?,
+        };
+        let once = digit.turned()?;
+        assert_eq!(once.images.to_vec2::<f32>()?[0][0], 1.0);
+        let back = once.turned()?.turned()?.turned()?;
+        assert_eq!(back.images.to_vec2::<f32>()?, digit.images.to_vec2::<f32>()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! The one error type of this crate.
+
+use thiserror::Error;
+
+/// Everything that can go wrong in the course's own rooms. The message says what to do.
+///
+/// ```
+/// let error = course::metrics::record("loss", f64::NAN).unwrap_err();
+/// assert!(matches!(error, course::Error::Metric { .. }));
+/// ```
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A figure cannot be drawn from what it was given.
+    #[error("chart \"{chart}\": {problem}")]
+    Chart {
+        /// The chart's title.
+        chart: String,
+        /// What is wrong, which series it concerns, and what to do.
+        problem: String,
+    },
+    /// The device that was asked for is not there.
+    #[error("device: {problem}")]
+    Device {
+        /// What is missing, and what to do.
+        problem: String,
+    },
+    /// Random numbers that do not exist were asked for.
+    #[error("rng: {problem}")]
+    Random {
+        /// Which numbers, and what to do.
+        problem: String,
+    },
+    /// A result that cannot be recorded.
+    #[error("metric \"{name}\": {problem}")]
+    Metric {
+        /// The metric's name.
+        name: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// A tensor that cannot be taken apart.
+    #[error("linalg: a tensor of shape {shape:?} cannot be decomposed: {problem}")]
+    Linalg {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A tensor operation failed in candle.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A LoRA layer refused what it was given.
+    #[error(transparent)]
+    Lora(#[from] lora::Error),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file's path.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// `Result` with this crate's [`enum@Error`].
+///
+/// ```
+/// fn double(name: &str, value: f64) -> course::Result<f64> {
+///     Ok(2.0 * course::metrics::record(name, value)?)
+/// }
+/// assert_eq!(double("loss", 0.5).unwrap(), 1.0);
+/// ```
+pub type Result<T, E = Error> = std::result::Result<T, E>;
