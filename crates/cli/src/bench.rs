@@ -29,7 +29,12 @@ const ROWS: &[(&str, &str, &str, f64)] = &[
     ("first_cell", "first cell (:dep and use)", "s", 1.5),
     ("first_let", "first let of a tensor", "s", 2.0),
     ("println", "println cell", "s", 1.0),
-    ("matmul_ratio", "matrix product, notebook / release", "", 1.15),
+    (
+        "matmul_ratio",
+        "matrix product, notebook / release",
+        "",
+        1.15,
+    ),
 ];
 
 /// `cargo course bench`.
@@ -39,7 +44,14 @@ pub fn command(home: &Home, checkout: &Checkout, action: &Action) -> Result<bool
     let mut build = Command::new("cargo");
     without_cargo(&mut build, checkout);
     let built = build
-        .args(["build", "--release", "--package", "course", "--example", "matmul"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "course",
+            "--example",
+            "matmul",
+        ])
         .current_dir(checkout.root())
         .env("PYO3_PYTHON", environment.python())
         .status()?;
@@ -66,11 +78,18 @@ pub fn command(home: &Home, checkout: &Checkout, action: &Action) -> Result<bool
 
 /// Prints min, median and max of every row, beside its goal.
 fn print(report: &Value) -> bool {
-    println!("{:<36} {:>8} {:>8} {:>8} {:>9}", "", "min", "median", "max", "at most");
+    println!(
+        "{:<36} {:>8} {:>8} {:>8} {:>9}",
+        "", "min", "median", "max", "at most"
+    );
     let mut well = true;
     for (key, words, unit, goal) in ROWS {
-        let mut values: Vec<f64> =
-            report[key].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+        let mut values: Vec<f64> = report[key]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_f64)
+            .collect();
         values.sort_by(f64::total_cmp);
         let (Some(min), Some(max)) = (values.first(), values.last()) else {
             well = false;

@@ -36,7 +36,10 @@ pub fn command(checkout: &Checkout, action: &Action) -> Result<bool> {
     if let Action::List = action {
         for (name, entry) in &manifest {
             let bytes = fs::metadata(checkout.join("data").join(name)).map_or(0, |m| m.len());
-            println!("{name}  {bytes} bytes, {}\n    {}\n    {}", entry.licence, entry.about, entry.source);
+            println!(
+                "{name}  {bytes} bytes, {}\n    {}\n    {}",
+                entry.licence, entry.about, entry.source
+            );
         }
         return Ok(true);
     }
@@ -44,7 +47,11 @@ pub fn command(checkout: &Checkout, action: &Action) -> Result<bool> {
     for problem in &problems {
         eprintln!("{problem}");
     }
-    println!("data files: {} passed, {} failed", manifest.len() - problems.len(), problems.len());
+    println!(
+        "data files: {} passed, {} failed",
+        manifest.len() - problems.len(),
+        problems.len()
+    );
     Ok(problems.is_empty())
 }
 
@@ -61,8 +68,11 @@ fn manifest(checkout: &Checkout) -> Result<BTreeMap<String, Entry>> {
 }
 
 fn problems(checkout: &Checkout, manifest: &BTreeMap<String, Entry>) -> Vec<String> {
-    let check = |(name, entry): (&String, &Entry)| match fs::read(checkout.join("data").join(name)) {
-        Err(error) => Some(format!("data/{name}: {error}. Get it back with git restore data.")),
+    let check = |(name, entry): (&String, &Entry)| match fs::read(checkout.join("data").join(name))
+    {
+        Err(error) => Some(format!(
+            "data/{name}: {error}. Get it back with git restore data."
+        )),
         Ok(bytes) if sha256(&bytes) != entry.sha256 => Some(format!(
             "data/{name} is not the file of the manifest (its SHA-256 is {}). Get it back with \
              git restore data.",
@@ -101,6 +111,9 @@ mod tests {
     fn the_committed_data_is_as_the_manifest_says() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let checkout = Checkout::holding(root).unwrap();
-        assert_eq!(problems(&checkout, &manifest(&checkout).unwrap()), Vec::<String>::new());
+        assert_eq!(
+            problems(&checkout, &manifest(&checkout).unwrap()),
+            Vec::<String>::new()
+        );
     }
 }

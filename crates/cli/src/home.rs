@@ -63,7 +63,11 @@ impl Home {
 }
 
 fn default_home() -> Result<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let var = |name| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
     if cfg!(target_os = "macos") {
         var("HOME").map(|home| home.join("Library/Caches/lora-course"))
     } else {
@@ -168,6 +172,9 @@ mod tests {
 
     #[test]
     fn hashes_separate_their_parts() {
-        assert_ne!(short_hash([b"ab".as_slice(), b"c"]), short_hash([b"a".as_slice(), b"bc"]));
+        assert_ne!(
+            short_hash([b"ab".as_slice(), b"c"]),
+            short_hash([b"a".as_slice(), b"bc"])
+        );
     }
 }

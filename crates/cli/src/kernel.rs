@@ -38,7 +38,10 @@ pub fn kernel(connection_file: &Path) -> Result<()> {
     let mut guard = Guard::start(&folder)?;
     let config = warm(&home, &checkout, &installed, &folder);
     let mut command = Command::new(&installed.evcxr);
-    command.arg("--control_file").arg(std::path::absolute(connection_file)?).current_dir(cwd);
+    command
+        .arg("--control_file")
+        .arg(std::path::absolute(connection_file)?)
+        .current_dir(cwd);
     template::kernel_environment(&mut command, &folder.work, &config, &checkout, &installed);
     // A session of its own: Jupyter's SIGINT reaches the launcher alone.
     // SAFETY: setsid is async-signal-safe.
@@ -98,7 +101,11 @@ fn warm(home: &Home, checkout: &Checkout, installed: &Installed, folder: &Folder
              (minutes) and shows what is wrong.\n{error:#}"
         );
         fs::remove_dir_all(&folder.work).ok();
-        fs::create_dir_all(&folder.work).ok();
+        // What an older template holds of candle need not be compiled again.
+        let older = template::newest(home).map(|older| template::copy(&older, &folder.work));
+        if !matches!(older, Some(Ok(()))) {
+            fs::create_dir_all(&folder.work).ok();
+        }
         fs::copy(checkout.join("Cargo.lock"), folder.work.join("Cargo.lock")).ok();
         folder.work.join("no-config")
     })
@@ -136,7 +143,9 @@ fn runtimes(evcxr: u32) -> Vec<i32> {
             })
             .collect()
     } else {
-        let output = Command::new("ps").args(["-A", "-o", "pid=,ppid=,comm="]).output();
+        let output = Command::new("ps")
+            .args(["-A", "-o", "pid=,ppid=,comm="])
+            .output();
         let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
         text.unwrap_or_default().lines().filter_map(line).collect()
     }
@@ -156,13 +165,23 @@ const PREFIX: &str = "run-";
 
 impl Folder {
     fn new(home: &Home, connection_file: &Path) -> Result<Self> {
-        let dir = home.kernels().join(format!("{PREFIX}{}", std::process::id()));
+        let dir = home
+            .kernels()
+            .join(format!("{PREFIX}{}", std::process::id()));
         let lock = File::create(dir.with_extension("lock"))?;
         lock.lock()?;
         fs::remove_dir_all(&dir).ok();
         // `course_jupyter` finds the folder of a kernel by its connection file.
-        (&lock).write_all(std::path::absolute(connection_file)?.as_os_str().as_encoded_bytes())?;
-        Ok(Self { work: dir.clone(), dir, _lock: lock })
+        (&lock).write_all(
+            std::path::absolute(connection_file)?
+                .as_os_str()
+                .as_encoded_bytes(),
+        )?;
+        Ok(Self {
+            work: dir.clone(),
+            dir,
+            _lock: lock,
+        })
     }
 }
 
@@ -174,7 +193,9 @@ pub fn sweep(home: &Home) {
         if !name.starts_with(PREFIX) || !name.ends_with(".lock") {
             continue;
         }
-        let Ok(lock) = File::open(&path) else { continue };
+        let Ok(lock) = File::open(&path) else {
+            continue;
+        };
         if lock.try_lock().is_ok() {
             fs::remove_dir_all(path.with_extension("")).ok();
             fs::remove_file(&path).ok();

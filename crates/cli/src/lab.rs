@@ -27,12 +27,17 @@ pub fn lab(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> 
     let (environment, _) = setup::ensure(home, checkout)?;
     kernel::sweep(home);
     let mut command = Command::new(environment.bin("jupyter"));
-    command.arg("lab").arg("--ServerApp.ip=127.0.0.1").current_dir(checkout.join("notebooks"));
+    command
+        .arg("lab")
+        .arg("--ServerApp.ip=127.0.0.1")
+        .current_dir(checkout.join("notebooks"));
     if options.no_browser {
         command.arg("--no-browser");
     }
     if let Some(port) = options.port {
-        command.arg(format!("--ServerApp.port={port}")).arg("--ServerApp.port_retries=0");
+        command
+            .arg(format!("--ServerApp.port={port}"))
+            .arg("--ServerApp.port_retries=0");
     }
     // Root may run it in a container; everywhere else JupyterLab keeps its own refusal.
     if nix::unistd::geteuid().is_root() {
@@ -61,7 +66,10 @@ mod tests {
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = need_port(port).unwrap_err().to_string();
-        assert!(error.contains(&port.to_string()) && error.contains("--port"), "{error}");
+        assert!(
+            error.contains(&port.to_string()) && error.contains("--port"),
+            "{error}"
+        );
         drop(taken);
         need_port(port).unwrap();
     }

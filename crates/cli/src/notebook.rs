@@ -46,8 +46,6 @@ pub enum Kind {
 /// An exercise: three cells, tagged `starter-NAME`, `check-NAME` and `solution-NAME`.
 #[derive(Debug)]
 pub struct Exercise<'a> {
-    /// Its name.
-    pub name: String,
     /// The cell that the learner fills in.
     pub starter: &'a Cell,
     /// The cell that checks.
@@ -59,8 +57,8 @@ pub struct Exercise<'a> {
 impl Notebook {
     /// Reads a notebook.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(path, &text)
     }
 
@@ -70,18 +68,33 @@ impl Notebook {
         let cells = json["cells"]
             .as_array()
             .with_context(|| format!("{} has no cells", path.display()))?;
-        let cells = cells.iter().enumerate().map(|(i, cell)| Cell::parse(i + 1, cell)).collect();
-        Ok(Self { path: path.to_owned(), cells, metadata: json["metadata"].clone() })
+        let cells = cells
+            .iter()
+            .enumerate()
+            .map(|(i, cell)| Cell::parse(i + 1, cell))
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            cells,
+            metadata: json["metadata"].clone(),
+        })
     }
 
     /// The file's name, such as `01_introduction.ipynb`.
     pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// The lesson's number, such as `01`.
     pub fn lesson(&self) -> String {
-        self.name().chars().take_while(char::is_ascii_digit).collect()
+        self.name()
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect()
     }
 
     /// The code cells.
@@ -101,10 +114,15 @@ impl Notebook {
         let tagged = |tag: String| self.cells.iter().find(|cell| cell.tags.contains(&tag));
         let mut exercises = Vec::new();
         for starter in &self.cells {
-            for name in starter.tags.iter().filter_map(|tag| tag.strip_prefix("starter-")) {
-                let (Some(check), Some(solution)) =
-                    (tagged(format!("check-{name}")), tagged(format!("solution-{name}")))
-                else {
+            for name in starter
+                .tags
+                .iter()
+                .filter_map(|tag| tag.strip_prefix("starter-"))
+            {
+                let (Some(check), Some(solution)) = (
+                    tagged(format!("check-{name}")),
+                    tagged(format!("solution-{name}")),
+                ) else {
                     bail!(
                         "{}: exercise {name} (cell {}) wants a cell tagged check-{name} and one \
                          tagged solution-{name}",
@@ -113,10 +131,13 @@ impl Notebook {
                     );
                 };
                 let rust = fenced_rust(&solution.source).with_context(|| {
-                    format!("{}: cell {} holds no ```rust block", self.name(), solution.number)
+                    format!(
+                        "{}: cell {} holds no ```rust block",
+                        self.name(),
+                        solution.number
+                    )
                 })?;
                 exercises.push(Exercise {
-                    name: name.to_owned(),
                     starter,
                     check,
                     solution: (rust, solution),
@@ -131,7 +152,9 @@ impl Cell {
     fn parse(number: usize, cell: &Value) -> Self {
         let strings = |value: &Value| -> Vec<String> {
             let items = value.as_array().into_iter().flatten();
-            items.filter_map(|item| Some(item.as_str()?.to_owned())).collect()
+            items
+                .filter_map(|item| Some(item.as_str()?.to_owned()))
+                .collect()
         };
         let source = match &cell["source"] {
             Value::String(text) => text.clone(),
@@ -185,14 +208,18 @@ pub fn select(checkout: &Checkout, lessons: &[String]) -> Result<Vec<PathBuf>> {
         }
         let number = format!("{lesson:0>2}_");
         let found = all.iter().find(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&number))
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&number))
         });
         chosen.push(found.cloned().with_context(|| {
             let names: Vec<_> = all
                 .iter()
                 .filter_map(|p| Some(p.file_stem()?.to_string_lossy().into_owned()))
                 .collect();
-            format!("there is no lesson {lesson}; there are: {}", names.join(", "))
+            format!(
+                "there is no lesson {lesson}; there are: {}",
+                names.join(", ")
+            )
         })?);
     }
     Ok(chosen)
@@ -239,7 +266,11 @@ mod tests {
     #[test]
     fn the_hash_follows_code_alone() {
         let with = |prose: &str, code: &str| {
-            notebook(json!([cell("markdown", prose, "x"), cell("code", code, "x")])).code_sha256()
+            notebook(json!([
+                cell("markdown", prose, "x"),
+                cell("code", code, "x")
+            ]))
+            .code_sha256()
         };
         assert_eq!(with("a", "1"), with("b", "1"));
         assert_ne!(with("a", "1"), with("a", "2"));

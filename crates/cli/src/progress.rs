@@ -22,7 +22,11 @@ impl Steps {
         let label = format!("[{}/{}] {what}{estimate}", self.done, self.total);
         eprintln!("{label}");
         let now = Instant::now();
-        Step { start: now, shown: now, terminal: std::io::stderr().is_terminal() }
+        Step {
+            start: now,
+            shown: now,
+            terminal: std::io::stderr().is_terminal(),
+        }
     }
 
     /// Notes a step that had nothing to do.

@@ -80,7 +80,11 @@ pub struct Outcome {
 impl Outcome {
     fn failed(notebook: &Path, message: String) -> Self {
         Self {
-            notebook: notebook.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            notebook: notebook
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             ok: false,
             seconds: 0.0,
             startup_seconds: 0.0,
@@ -156,7 +160,10 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
 
 /// Runs the notebooks, `jobs` at a time, and prints each one's row when it ends.
 pub fn execute(home: &Home, environment: &Environment, plan: &Plan<'_>) -> Result<Vec<Outcome>> {
-    println!("{:<28} {:>8} {:>9} {:>10}  result", "notebook", "start s", "cells s", "exercises");
+    println!(
+        "{:<28} {:>8} {:>9} {:>10}  result",
+        "notebook", "start s", "cells s", "exercises"
+    );
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
@@ -164,7 +171,9 @@ pub fn execute(home: &Home, environment: &Environment, plan: &Plan<'_>) -> Resul
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(path) = plan.notebooks.get(index) else { break };
+                    let Some(path) = plan.notebooks.get(index) else {
+                        break;
+                    };
                     let outcome = one(home, environment, plan, path)
                         .unwrap_or_else(|error| Outcome::failed(path, format!("{error:#}")));
                     println!("{}", row(&outcome));
@@ -175,7 +184,10 @@ pub fn execute(home: &Home, environment: &Environment, plan: &Plan<'_>) -> Resul
             });
         }
     });
-    let outcomes = outcomes.into_inner().ok().context("a runner thread panicked")?;
+    let outcomes = outcomes
+        .into_inner()
+        .ok()
+        .context("a runner thread panicked")?;
     Ok(outcomes.into_values().collect())
 }
 
@@ -199,7 +211,10 @@ fn one(home: &Home, environment: &Environment, plan: &Plan<'_>, path: &Path) -> 
     let text = String::from_utf8_lossy(&output.stdout);
     let report = text.lines().rev().find(|line| line.starts_with('{'));
     let report = report.with_context(|| {
-        format!("the runner died: {}", String::from_utf8_lossy(&output.stderr).trim())
+        format!(
+            "the runner died: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )
     })?;
     let mut outcome: Outcome = serde_json::from_str(report)?;
     if !outcome.ok && outcome.cell.is_none() {
@@ -231,7 +246,11 @@ pub fn summary(outcomes: &[Outcome]) -> String {
         let _ = writeln!(text, "\n{}", outcome.failure());
     }
     let passed = outcomes.iter().filter(|outcome| outcome.ok).count();
-    let _ = writeln!(text, "\nnotebooks: {passed} passed, {} failed", outcomes.len() - passed);
+    let _ = writeln!(
+        text,
+        "\nnotebooks: {passed} passed, {} failed",
+        outcomes.len() - passed
+    );
     text
 }
 

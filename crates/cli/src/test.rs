@@ -22,14 +22,29 @@ pub fn test(home: &Home, checkout: &Checkout) -> Result<bool> {
     let cargo = |arguments: &[&str]| cargo(checkout, &environment, arguments);
     stages.run("format", || cargo(&["fmt", "--all", "--check"]));
     stages.run("lints", || {
-        cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ])
     });
     stages.run("crate tests", || cargo(&["test", "--workspace"]));
-    stages.run("documentation", || cargo(&["doc", "--workspace", "--no-deps"]));
+    stages.run("documentation", || {
+        cargo(&["doc", "--workspace", "--no-deps"])
+    });
     stages.run("data", || data::verify(checkout));
-    stages.run("notebooks: types and structure", || check::command(checkout, &[]));
-    stages.run("kernel and Jupyter", || kernel_tests(home, checkout, &environment));
-    stages.run("notebooks: headless", || notebooks(home, checkout, &environment));
+    stages.run("notebooks: types and structure", || {
+        check::command(checkout, &[])
+    });
+    stages.run("kernel and Jupyter", || {
+        kernel_tests(home, checkout, &environment)
+    });
+    stages.run("notebooks: headless", || {
+        notebooks(home, checkout, &environment)
+    });
     Ok(stages.report())
 }
 
@@ -50,7 +65,12 @@ impl Stages {
     fn report(&self) -> bool {
         println!("\n== summary");
         for (name, time, passed) in &self.0 {
-            println!("{:<32} {:>12}  {}", name, minutes(*time), if *passed { "ok" } else { "FAILED" });
+            println!(
+                "{:<32} {:>12}  {}",
+                name,
+                minutes(*time),
+                if *passed { "ok" } else { "FAILED" }
+            );
         }
         let passed = self.0.iter().filter(|stage| stage.2).count();
         println!("{passed} passed, {} failed", self.0.len() - passed);
@@ -72,7 +92,14 @@ fn cargo(checkout: &Checkout, environment: &Environment, arguments: &[&str]) -> 
 /// The tests that need a kernel: one candle, stop button, nothing left behind, exit codes.
 fn kernel_tests(home: &Home, checkout: &Checkout, environment: &Environment) -> Result<bool> {
     let status = Command::new(environment.python())
-        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/jupyter"])
+        .args([
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/jupyter",
+        ])
         .current_dir(checkout.root())
         .env("COURSE_HOME", home.join(""))
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -93,15 +120,20 @@ fn notebooks(home: &Home, checkout: &Checkout, environment: &Environment) -> Res
     let outcomes = run::execute(home, environment, &plan)?;
     print!("{}", run::summary(&outcomes));
     let mut well = outcomes.iter().all(|outcome| outcome.ok);
-    for (path, outcome) in notebooks.iter().zip(&outcomes).filter(|(_, outcome)| outcome.ok) {
+    for (path, outcome) in notebooks
+        .iter()
+        .zip(&outcomes)
+        .filter(|(_, outcome)| outcome.ok)
+    {
         let lesson = Notebook::read(path)?;
         let expected = Expected::read(checkout, &lesson.lesson())?;
         let committed: BTreeMap<String, f64> =
             serde_json::from_value(lesson.metadata["course"]["metrics"].clone())
                 .unwrap_or_default();
-        for (who, metrics) in
-            [("this run", &outcome.metrics), ("the committed outputs", &committed)]
-        {
+        for (who, metrics) in [
+            ("this run", &outcome.metrics),
+            ("the committed outputs", &committed),
+        ] {
             for difference in expected.differences(metrics) {
                 println!("{}, {who}: {difference}", outcome.notebook);
                 well = false;
@@ -133,11 +165,17 @@ impl Metric {
     /// A new metric: a whole number must be met exactly, any other to 0.1 %.
     fn new(value: f64) -> Self {
         let relative = if value.fract() == 0.0 { 0.0 } else { 1e-3 };
-        Self { value, relative: Some(relative), absolute: None }
+        Self {
+            value,
+            relative: Some(relative),
+            absolute: None,
+        }
     }
 
     fn tolerance(&self) -> f64 {
-        self.absolute.unwrap_or(0.0).max(self.relative.unwrap_or(0.0) * self.value.abs())
+        self.absolute
+            .unwrap_or(0.0)
+            .max(self.relative.unwrap_or(0.0) * self.value.abs())
     }
 }
 
@@ -149,7 +187,10 @@ impl Expected {
     fn read(checkout: &Checkout, lesson: &str) -> Result<Self> {
         let path = Self::file(checkout, lesson);
         let text = fs::read_to_string(&path).with_context(|| {
-            format!("{} is missing: `cargo course run {lesson} --write` makes it", path.display())
+            format!(
+                "{} is missing: `cargo course run {lesson} --write` makes it",
+                path.display()
+            )
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
     }
@@ -181,14 +222,25 @@ impl Expected {
 
 /// Stores the metrics of a run as the expected ones, keeping tolerances that were set by hand.
 pub fn store_metrics(checkout: &Checkout, outcome: &Outcome) -> Result<()> {
-    let lesson: String = outcome.notebook.chars().take_while(char::is_ascii_digit).collect();
+    let lesson: String = outcome
+        .notebook
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
     if lesson.is_empty() {
         return Ok(()); // A notebook that is no lesson.
     }
     let path = Expected::file(checkout, &lesson);
-    let old = if path.exists() { Expected::read(checkout, &lesson)? } else { Expected::default() };
+    let old = if path.exists() {
+        Expected::read(checkout, &lesson)?
+    } else {
+        Expected::default()
+    };
     let new = outcome.metrics.iter().map(|(name, &value)| {
-        let metric = old.0.get(name).map_or(Metric::new(value), |old| Metric { value, ..*old });
+        let metric = old
+            .0
+            .get(name)
+            .map_or(Metric::new(value), |old| Metric { value, ..*old });
         (name.clone(), metric)
     });
     let new = Expected(new.collect());
@@ -207,12 +259,17 @@ mod tests {
     }
 
     fn metrics(count: f64, loss: f64, zero: f64) -> BTreeMap<String, f64> {
-        [("count", count), ("loss", loss), ("zero", zero)].map(|(n, v)| (n.to_owned(), v)).into()
+        [("count", count), ("loss", loss), ("zero", zero)]
+            .map(|(n, v)| (n.to_owned(), v))
+            .into()
     }
 
     #[test]
     fn metrics_within_their_tolerance_pass() {
-        assert_eq!(expected().differences(&metrics(12288.0, 2.019, 9e-7)), Vec::<String>::new());
+        assert_eq!(
+            expected().differences(&metrics(12288.0, 2.019, 9e-7)),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -247,6 +304,13 @@ mod tests {
         write_atomic(&Expected::file(&checkout, "03"), text).unwrap();
         store_metrics(&checkout, &outcome(0.6)).unwrap();
         let stored = Expected::read(&checkout, "03").unwrap();
-        assert_eq!(stored.0["a"], Metric { value: 0.6, relative: Some(0.2), absolute: None });
+        assert_eq!(
+            stored.0["a"],
+            Metric {
+                value: 0.6,
+                relative: Some(0.2),
+                absolute: None
+            }
+        );
     }
 }

@@ -35,7 +35,10 @@ const BLACK: f32 = 16.0;
 pub fn digits(device: &Device) -> Result<Digits> {
     let bytes = read("digits.u8")?;
     if bytes.is_empty() || bytes.len() % RECORD != 0 {
-        return Err(damaged("digits.u8", "its length is no multiple of 65 bytes"));
+        return Err(damaged(
+            "digits.u8",
+            "its length is no multiple of 65 bytes",
+        ));
     }
     let records = bytes.chunks_exact(RECORD);
     let n = records.len();
@@ -83,15 +86,27 @@ impl Digits {
     /// A candle error when the images are not (n, 64).
     pub fn turned(&self) -> Result<Self> {
         let n = self.len();
-        let turned = self.images.reshape((n, 8, 8))?.transpose(1, 2)?.flip(&[1])?;
-        Ok(Self { images: turned.contiguous()?.reshape((n, 64))?, labels: self.labels.clone() })
+        let turned = self
+            .images
+            .reshape((n, 8, 8))?
+            .transpose(1, 2)?
+            .contiguous()?
+            .flip(&[1])?;
+        Ok(Self {
+            images: turned.contiguous()?.reshape((n, 64))?,
+            labels: self.labels.clone(),
+        })
     }
 }
 
 fn read(name: &str) -> Result<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data").join(name);
-    std::fs::read(&path)
-        .map_err(|source| Error::File { path: path.display().to_string(), source })
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../data")
+        .join(name);
+    std::fs::read(&path).map_err(|source| Error::File {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 fn damaged(name: &str, problem: &str) -> Error {
@@ -110,7 +125,9 @@ mod tests {
     fn the_digits_are_what_the_source_says() -> Result<()> {
         let digits = digits(&Device::Cpu)?;
         let labels = digits.labels.to_vec1::<u32>()?;
-        let counts: Vec<_> = (0..10).map(|d| labels.iter().filter(|&&l| l == d).count()).collect();
+        let counts: Vec<_> = (0..10)
+            .map(|d| labels.iter().filter(|&&l| l == d).count())
+            .collect();
         assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
         let ink = digits.images.flatten_all()?.to_vec1::<f32>()?;
         assert!(ink.iter().all(|ink| (0.0..=1.0).contains(ink)));
@@ -130,7 +147,10 @@ mod tests {
         let once = digit.turned()?;
         assert_eq!(once.images.to_vec2::<f32>()?[0][0], 1.0);
         let back = once.turned()?.turned()?.turned()?;
-        assert_eq!(back.images.to_vec2::<f32>()?, digit.images.to_vec2::<f32>()?);
+        assert_eq!(
+            back.images.to_vec2::<f32>()?,
+            digit.images.to_vec2::<f32>()?
+        );
         Ok(())
     }
 }

@@ -92,7 +92,11 @@ fn stop_cell(mut again: impl FnMut() -> bool) {
     let asked_before = ASKED.load(Ordering::Relaxed);
     HEARD.store(false, Ordering::Release);
     STOP.store(true, Ordering::Release);
-    let patience = if asked_before > 0 { PATIENCE_ASKING } else { PATIENCE };
+    let patience = if asked_before > 0 {
+        PATIENCE_ASKING
+    } else {
+        PATIENCE
+    };
     let start = Instant::now();
     while !idle() {
         let heard = HEARD.load(Ordering::Acquire);
@@ -122,7 +126,11 @@ fn idle() -> bool {
     let call = format!("/proc/self/task/{}/syscall", std::process::id());
     let call = std::fs::read_to_string(call).unwrap_or_default();
     let mut words = call.split_whitespace();
-    let read = if cfg!(target_arch = "x86_64") { "0" } else { "63" };
+    let read = if cfg!(target_arch = "x86_64") {
+        "0"
+    } else {
+        "63"
+    };
     words.next() == Some(read) && words.next() == Some("0x0")
 }
 

@@ -13,10 +13,11 @@ pub use gymnasium_rs;
 pub use lora;
 pub use plotters;
 
-// pub mod chart;
+pub mod chart;
+pub mod data;
 pub mod device;
 pub mod exercise;
-// pub mod interrupt;
+pub mod interrupt;
 pub mod linalg;
 pub mod metrics;
 pub mod prelude;

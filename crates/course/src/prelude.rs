@@ -5,8 +5,9 @@
 //!   [`Optimizer`];
 //! - LoRA: [`LoraLinear`], [`LoraConfig`], [`Init`], [`ParameterCount`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
-//! - the course's rooms by name: [`chart`](mod@chart), [`exercise`](mod@exercise),
-//!   [`interrupt`](mod@interrupt), [`linalg`](mod@linalg), [`metrics`](mod@metrics);
+//! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
+//!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
+//!   [`metrics`](mod@metrics);
 //! - its commonest words: [`device`](fn@device), [`rng`](fn@rng), [`Rng`], [`record`],
 //!   [`Exercise`];
 //! - whole crates by name: `candle_core`, `candle_nn`, `lora`, `plotters`, `gymnasium_rs`, so that
@@ -35,11 +36,11 @@ pub use candle_core::{D, DType, Device, IndexOp, Module, Tensor, Var};
 pub use candle_nn::{AdamW, Linear, Optimizer, ParamsAdamW, SGD};
 pub use lora::{Init, LoraConfig, LoraLinear, ParameterCount};
 
-// pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
+pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
 pub use crate::device::device;
 pub use crate::exercise::{Exercise, Outcome};
 pub use crate::metrics::record;
 pub use crate::rng::{Rng, rng};
 
 pub use crate::{candle_core, candle_nn, gymnasium_rs, lora, plotters};
-pub use crate::{exercise, linalg, metrics};
+pub use crate::{chart, data, exercise, interrupt, linalg, metrics};

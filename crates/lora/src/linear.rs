@@ -421,23 +421,9 @@ impl LoraLinear {
 
         // One matrix of rows: candle's products are fastest in two dimensions.
         let rows = x.reshape((batch.iter().product::<usize>(), self.in_features))?;
-        let y = (self.base_forward(&rows)? + self.update(&rows)?)?;
+        let y = (self.base.forward(&rows)? + self.update(&rows)?)?;
         let shape = [batch, &[self.out_features]].concat();
         Ok(y.reshape(shape)?)
-    }
-
-    /// x Wᵀ + b for rows (n, in).
-    fn base_forward(&self, rows: &Tensor) -> Result<Tensor> {
-        let dtype = self.base.weight().dtype();
-        if dtype == DType::BF16 && rows.device().is_cpu() {
-            // candle has no bf16 product on the CPU.
-            let weight = self.base.weight().to_dtype(DType::F32)?;
-            let bias = self.base.bias().map(|b| b.to_dtype(DType::F32));
-            let base = Linear::new(weight, bias.transpose()?);
-            let y = base.forward(&rows.to_dtype(DType::F32)?)?;
-            return Ok(y.to_dtype(dtype)?);
-        }
-        Ok(self.base.forward(rows)?)
     }
 
     /// s · (x Aᵀ) Bᵀ for rows (n, in); s goes to the thin middle (n, r), where it is cheapest.

@@ -189,7 +189,7 @@ fn tolerance(dtype: DType) -> f64 {
 #[test]
 fn a_fresh_layer_is_its_base_exactly() -> Result<()> {
     for case in CASES {
-        for dtype in [DType::F32, DType::F64, DType::F16] {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
             for init in [Init::Kaiming, Init::Gaussian] {
                 let mut rng = seeded(1);
                 let base = case.base(dtype, &mut rng)?;
@@ -273,7 +273,7 @@ fn delta_weight_is_s_b_a() -> Result<()> {
 #[test]
 fn merged_equals_unmerged_and_leaves_the_layer_alone() -> Result<()> {
     for case in CASES {
-        for dtype in [DType::F32, DType::F64, DType::F16] {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
             let mut rng = seeded(5);
             let layer = case.layer(dtype, &mut rng)?;
             let x = case
@@ -705,7 +705,9 @@ fn refused_inputs() -> Result<()> {
     let layer = build(w, None, "q_proj", &LoraConfig::default())?;
     for shape in [&[2, 5][..], &[5], &[], &[2, 4, 3], &[0, 3], &[4, 0]] {
         let x = Tensor::zeros(shape, DType::F32, &CPU)?;
-        let text = layer.forward(&x).unwrap_err().to_string();
+        let error = layer.forward(&x).unwrap_err();
+        assert!(matches!(error, candle_core::Error::Wrapped(_)), "{error}");
+        let text = error.to_string();
         assert!(text.starts_with("layer q_proj: "), "{text}");
         assert!(
             text.contains(&format!("{shape:?}")) && text.contains("[3, 4]"),

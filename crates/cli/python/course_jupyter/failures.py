@@ -59,12 +59,12 @@ def failed(cell, cell_index, text):
 def failing_line(source, message, generated=None):
     """The line of a cell (from 1) that a message points at, or None.
 
-    A compiler's message names the line as `[command_2:3:5]`. A panic names one of the file that
-    evcxr generated: `generated` is that file's text, and the cell's line is the one that reads
-    the same.
+    A compiler's message shows the line behind its number, ` 3 │ let b: …` (the position in its head
+    is always 1:1). A panic names a line of the file that evcxr generated: `generated` is that
+    file's text, and the cell's line is the one that reads the same.
     """
     lines = source.splitlines()
-    found = re.search(r"command_\d+:(\d+):\d+", message)
+    found = re.search(r"^ *(\d+) │", message, re.M)
     if found and 1 <= int(found[1]) <= len(lines):
         return int(found[1])
     found = re.search(r"panicked at src/lib\.rs:(\d+):\d+", message)

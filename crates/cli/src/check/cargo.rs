@@ -2,10 +2,12 @@
 
 use super::source::Module;
 use crate::home::{Checkout, write_atomic};
+use crate::progress::{Step, Steps};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -121,23 +123,57 @@ pub fn check(checkout: &Checkout, modules: &Modules) -> Result<Verdict> {
     let folder = checkout.join("target/notebooks-check");
     write(checkout, &folder, modules)?;
     let target = checkout.join("target/check");
-    if !target.exists() {
-        eprintln!("Checking candle and the course once; this takes about two minutes.");
-    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    command
         .args(["check", "--message-format=json", "--color=never"])
         .current_dir(&folder)
-        .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_TARGET_DIR", &target);
+    // Candle and the course are checked once; from then on only what has changed.
+    let warm = target.join("warm");
+    let step = (!warm.exists()).then(|| {
+        let estimate = Some("2 to 4 minutes on two cores");
+        Steps::new(1).start(
+            "Checking candle and the course for the first time",
+            estimate,
+        )
+    });
+    let (success, stdout, stderr) = run(&mut command, step)?;
+    let verdict = Verdict::read(&folder.join("src"), success, &stdout, stderr);
+    if success || !verdict.notebooks.is_empty() {
+        write_atomic(&warm, "")?;
+    }
+    Ok(verdict)
+}
+
+/// Runs cargo; returns whether it succeeded, its stdout and its stderr. A step is kept up to date
+/// and ended.
+fn run(command: &mut Command, mut step: Option<Step>) -> Result<(bool, String, String)> {
+    command
         .stdin(Stdio::null())
-        .output()
-        .context("cannot start cargo")?;
-    Ok(Verdict::read(
-        &folder.join("src"),
-        output.status.success(),
-        &String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    ))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let stderr = child.stderr.take().context("cargo without a stderr")?;
+    let progress = std::thread::spawn(move || {
+        let (mut text, mut crates) = (String::new(), 0);
+        for line in BufReader::new(stderr).lines().map_while(|line| line.ok()) {
+            // "Checking NAME VERSION" or "Compiling NAME VERSION".
+            let is_crate = line.trim_start().starts_with('C');
+            if let (Some(step), true) = (&mut step, is_crate) {
+                crates += 1;
+                step.update(&format!("crate {crates}: {}", line.trim()));
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+        step.into_iter().for_each(Step::done);
+        text
+    });
+    let output = child.wait_with_output().context("cannot wait for cargo")?;
+    let stderr = progress.join().unwrap_or_default();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok((output.status.success(), stdout, stderr))
 }
 
 /// Writes the crate; a file whose content is the same is left alone.

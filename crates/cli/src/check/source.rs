@@ -233,11 +233,17 @@ impl Module {
         };
         let mut start = 0;
         for insertion in insertions {
-            self.push(&part(start, insertion.at.column), Some(origin.clone()));
+            let before = part(start, insertion.at.column);
+            if !before.trim().is_empty() {
+                self.push(&before, Some(origin.clone()));
+            }
             self.push(&insertion.text, Some(piece.origin(insertion)));
             start = insertion.at.column;
         }
-        self.push(&part(start, characters.len()), Some(origin));
+        let rest = part(start, characters.len());
+        if start == 0 || !rest.trim().is_empty() {
+            self.push(&rest, Some(origin));
+        }
     }
 }
 
@@ -299,9 +305,8 @@ impl Piece<'_> {
 
     fn syntax_error(&self, error: &syn::Error) -> Problem {
         let message = format!("syntax: {error}");
-        let start = error.span().start();
         // The end of the text has no place of its own: the last line stands for it.
-        if start.line == 0 || error.to_string().contains("unexpected end of input") {
+        if error.span().start() == error.span().end() {
             let last = self.source.trim_end().lines().count().max(1);
             return Problem::line(self.cell, self.first_line + last - 1, message);
         }
@@ -485,3 +490,6 @@ fn mentions(text: &str, name: &str) -> bool {
     let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
     words.into_iter().any(|word| word == name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use super::{Finding, Mark, source_line};
 use crate::home::Checkout;
 use crate::notebook::Notebook;
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Type-checks notebooks, each with the name under which to report it.
 pub fn typecheck(checkout: &Checkout, notebooks: &[(String, Notebook)]) -> Result<Vec<Finding>> {
@@ -22,6 +22,7 @@ pub fn typecheck(checkout: &Checkout, notebooks: &[(String, Notebook)]) -> Resul
     let second = Run::new(checkout, notebooks, &first.borrowing)?;
     let mut findings = second.findings;
     findings.extend(first.findings.into_iter().filter(|f| !is_keep(f)));
+    drop_repeats(&mut findings);
     Ok(findings)
 }
 
@@ -34,6 +35,19 @@ struct Run<'a> {
     modules: Modules,
     findings: Vec<Finding>,
     borrowing: Borrowing,
+}
+
+/// A variable: its module, its cell, its name.
+type Variable = (String, (usize, String));
+
+/// What a message of the compiler means for the author of a notebook.
+enum Meaning {
+    /// An error.
+    Error(Finding),
+    /// A variable is used up in its own cell: evcxr forgets it, and all is well.
+    UsedUp(Variable),
+    /// A variable borrows: evcxr cannot keep it, unless it is used up.
+    Borrows(Variable, Finding),
 }
 
 /// A place in a notebook.
@@ -61,8 +75,7 @@ impl<'a> Run<'a> {
         for named in notebooks {
             let (label, notebook) = named;
             let name = module_name(notebook);
-            let (module, problems) =
-                source::generate(notebook, late.get(&name).unwrap_or(&none));
+            let (module, problems) = source::generate(notebook, late.get(&name).unwrap_or(&none));
             let problems = problems.into_iter();
             run.findings
                 .extend(problems.map(|problem| problem.into_finding(label, notebook)));
@@ -84,14 +97,19 @@ impl<'a> Run<'a> {
                 ..Finding::default()
             });
         }
+        let mut used_up = BTreeSet::new();
+        let mut borrowing = Vec::new();
         for diagnostic in &verdict.notebooks {
             explained = true;
-            let Some((finding, borrowing)) = self.finding(diagnostic) else {
-                continue;
-            };
-            if let Some((module, variable)) = borrowing {
-                self.borrowing.entry(module).or_default().insert(variable);
+            match self.meaning(diagnostic) {
+                Meaning::Error(finding) => self.findings.push(finding),
+                Meaning::UsedUp(variable) => drop(used_up.insert(variable)),
+                Meaning::Borrows(variable, finding) => borrowing.push((variable, finding)),
             }
+        }
+        borrowing.retain(|(variable, _)| !used_up.contains(variable));
+        for ((module, variable), finding) in borrowing {
+            self.borrowing.entry(module).or_default().insert(variable);
             self.findings.push(finding);
         }
         if !verdict.success && !explained {
@@ -103,25 +121,26 @@ impl<'a> Run<'a> {
         drop_repeats(&mut self.findings);
     }
 
-    /// The finding for a message, with the variable if the message is that it borrows. `None`
-    /// when evcxr would not mind.
-    fn finding(&self, diagnostic: &Diagnostic) -> Option<(Finding, Option<(String, (usize, String))>)> {
-        let places: Vec<_> = diagnostic.spans.iter().filter_map(|s| self.place(s)).collect();
+    /// What a message means for the author of the notebook.
+    fn meaning(&self, diagnostic: &Diagnostic) -> Meaning {
+        let spans = diagnostic.spans.iter();
+        let places: Vec<_> = spans.filter_map(|span| self.place(span)).collect();
         let keep = places.iter().find_map(|place| match &place.origin.role {
             Role::Keep(variable) => Some((place, variable)),
             _ => None,
         });
-        if let Some((place, variable)) = keep {
-            let code = diagnostic.code.as_ref().map_or("", |code| &code.code);
-            if code == "E0382" {
-                return None; // moved in its own cell: evcxr forgets the variable
-            }
-            if code != "E0282" && code != "E0283" {
-                let key = (place.module.to_owned(), (place.origin.cell, variable.clone()));
-                return Some((self.keep_finding(place, variable, &places), Some(key)));
-            }
+        let code = code(diagnostic);
+        let Some((place, name)) = keep else {
+            return Meaning::Error(self.ordinary(diagnostic, &places));
+        };
+        let variable = (place.module.to_owned(), (place.origin.cell, name.clone()));
+        if code == MOVED {
+            Meaning::UsedUp(variable)
+        } else if BORROW_ERRORS.contains(&code) {
+            Meaning::Borrows(variable, self.keep_finding(place, name, &places))
+        } else {
+            Meaning::Error(self.ordinary(diagnostic, &places))
         }
-        Some((self.ordinary(diagnostic, &places), None))
     }
 
     /// Where in a notebook a span lies; inside a macro, where the macro is called.
@@ -148,7 +167,7 @@ impl<'a> Run<'a> {
             return self.placeless(diagnostic);
         };
         let mut finding = self.at(main);
-        if main.origin.role == Role::Show && diagnostic.message.contains("evcxr_display") {
+        if main.origin.role == Role::Show && code(diagnostic) == "E0599" {
             finding.message = cannot_be_shown(&diagnostic.message);
             return finding;
         }
@@ -164,11 +183,15 @@ impl<'a> Run<'a> {
                 finding.marks.push(self.mark(place, label));
             } else if !label.is_empty() {
                 let (cell, line) = (place.origin.cell, place.origin.line);
-                finding.notes.push(format!("cell {cell}, line {line}: {label}"));
+                finding
+                    .notes
+                    .push(format!("cell {cell}, line {line}: {label}"));
             }
         }
         let children = diagnostic.children.iter();
-        finding.notes.extend(children.filter_map(|child| self.note(child)));
+        finding
+            .notes
+            .extend(children.filter_map(|child| self.note(child)));
         finding
     }
 
@@ -249,9 +272,22 @@ impl<'a> Run<'a> {
             let text = named.and_then(|(_, notebook)| source_line(notebook, cell, line));
             text.map_or(start, |text| text.trim_end().chars().count())
         };
-        Mark { start, end, label: label.to_owned() }
+        Mark {
+            start,
+            end,
+            label: label.to_owned(),
+        }
     }
 }
+
+/// The compiler's errors about a borrow that lasts too long. Here it lasts for ever, since evcxr
+/// keeps variables.
+const BORROW_ERRORS: [&str; 9] = [
+    "E0499", "E0502", "E0503", "E0505", "E0506", "E0515", "E0521", "E0597", "E0716",
+];
+
+/// The compiler's error about a value that was moved away.
+const MOVED: &str = "E0382";
 
 /// What marks a finding about a variable that borrows.
 const BORROWS: &str = "borrows from another variable, and evcxr cannot keep it for later cells";
@@ -276,9 +312,10 @@ fn drop_repeats(findings: &mut Vec<Finding>) {
     findings.sort_by_key(|finding| finding.notes.iter().any(|note| note == SOLVED));
     findings.retain(|finding| {
         let place = finding.cell.is_some();
-        let is_new = !place || !seen.iter().any(|(k, marks)| {
-            *k == key(finding) && (is_keep(finding) || *marks == finding.marks)
-        });
+        let is_new = !place
+            || !seen.iter().any(|(k, marks)| {
+                *k == key(finding) && (is_keep(finding) || *marks == finding.marks)
+            });
         seen.push((key(finding), finding.marks.clone()));
         is_new
     });
@@ -286,14 +323,31 @@ fn drop_repeats(findings: &mut Vec<Finding>) {
 
 /// `error[E0308]: mismatched types`.
 fn headline(diagnostic: &Diagnostic) -> String {
-    let code = diagnostic.code.as_ref().map(|code| format!("[{}]", code.code));
-    format!("{}{}: {}", diagnostic.level, code.unwrap_or_default(), diagnostic.message)
+    let code = diagnostic
+        .code
+        .as_ref()
+        .map(|code| format!("[{}]", code.code));
+    format!(
+        "{}{}: {}",
+        diagnostic.level,
+        code.unwrap_or_default(),
+        diagnostic.message
+    )
+}
+
+/// The code of an error, such as `E0308`.
+fn code(diagnostic: &Diagnostic) -> &str {
+    diagnostic.code.as_ref().map_or("", |code| &code.code)
 }
 
 /// The last expression has a type that evcxr cannot show.
 fn cannot_be_shown(message: &str) -> String {
-    // "the method `evcxr_display` exists for struct `S`, but its trait bounds …"
-    let kind = message.split('`').nth(3).unwrap_or("its type");
+    // "`S` doesn't implement `Debug`", or "the method `evcxr_display` exists for struct `S`, …".
+    let names: Vec<_> = message.split('`').skip(1).step_by(2).collect();
+    let kind = names
+        .into_iter()
+        .find(|name| *name != "evcxr_display")
+        .unwrap_or("its type");
     format!(
         "error: the cell's last expression cannot be shown: `{kind}` is not `Debug`. \
          End the line with `;`, or show something else"
@@ -307,3 +361,6 @@ fn module_name(notebook: &Notebook) -> String {
     let stem = stem.map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
     format!("nb_{}", stem.collect::<String>())
 }
+
+#[cfg(test)]
+mod tests;

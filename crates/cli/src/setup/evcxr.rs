@@ -42,7 +42,10 @@ impl Rustc {
             }
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
-        Ok(Self { version: ask(&["-vV"])?, sysroot: ask(&["--print", "sysroot"])?.into() })
+        Ok(Self {
+            version: ask(&["-vV"])?,
+            sysroot: ask(&["--print", "sysroot"])?.into(),
+        })
     }
 
     /// The folder of the standard library's sources, with which variables get their types.
@@ -61,9 +64,12 @@ impl Rustc {
 
 /// Refuses early when nothing could be linked.
 pub fn need_linker() -> Result<()> {
-    let found = ["cc", "gcc", "clang"]
-        .iter()
-        .any(|cc| Command::new(cc).arg("--version").output().is_ok_and(|o| o.status.success()));
+    let found = ["cc", "gcc", "clang"].iter().any(|cc| {
+        Command::new(cc)
+            .arg("--version")
+            .output()
+            .is_ok_and(|o| o.status.success())
+    });
     if !found {
         bail!("{}", tool::NO_COMPILER);
     }
@@ -110,20 +116,33 @@ pub fn ensure(home: &Home, rustc: &Rustc, steps: &mut Steps) -> Result<PathBuf> 
         steps.skip();
         return Ok(binary);
     }
-    let mut step = steps
-        .start(&format!("evcxr_jupyter {VERSION}, the Rust kernel"), Some("about 9 minutes on two cores"));
+    let mut step = steps.start(
+        &format!("evcxr_jupyter {VERSION}, the Rust kernel"),
+        Some("about 9 minutes on two cores"),
+    );
     // What a build that was cut off had compiled is used again.
     let build = home.join(format!("build-evcxr-{key}"));
     let mut command = Command::new("cargo");
     command
-        .args(["install", "evcxr_jupyter", "--locked", "--version", VERSION, "--root"])
+        .args([
+            "install",
+            "evcxr_jupyter",
+            "--locked",
+            "--version",
+            VERSION,
+            "--root",
+        ])
         .arg(&root)
         .current_dir(home.join(""))
         .env("CARGO_TARGET_DIR", &build);
     if let Some(toolchain) = rustc.toolchain() {
         command.env("RUSTUP_TOOLCHAIN", toolchain);
     }
-    tool::run("building evcxr_jupyter", &mut command, tool::compile_progress(&mut step, CRATES))?;
+    tool::run(
+        "building evcxr_jupyter",
+        &mut command,
+        tool::compile_progress(&mut step, CRATES),
+    )?;
     fs::remove_dir_all(&build).ok();
     step.done();
     Ok(binary)
@@ -136,7 +155,10 @@ fn on_path(rustc: &Rustc) -> Option<PathBuf> {
         .map(|dir| dir.join("evcxr_jupyter"))
         .filter(|binary| binary.is_file())
         .find(|binary| {
-            let install = binary.parent().and_then(Path::parent).map(|p| p.join(".crates2.json"));
+            let install = binary
+                .parent()
+                .and_then(Path::parent)
+                .map(|p| p.join(".crates2.json"));
             let text = install.and_then(|path| fs::read_to_string(path).ok());
             text.is_some_and(|text| is_ours(&text, &rustc.version))
         })
@@ -144,7 +166,9 @@ fn on_path(rustc: &Rustc) -> Option<PathBuf> {
 
 /// Whether cargo's record of installed binaries tells of our version, built with this compiler.
 fn is_ours(crates2: &str, rustc: &str) -> bool {
-    let Ok(record) = serde_json::from_str::<Value>(crates2) else { return false };
+    let Ok(record) = serde_json::from_str::<Value>(crates2) else {
+        return false;
+    };
     let installed = record["installs"].as_object().into_iter().flatten();
     installed
         .filter(|(id, _)| id.starts_with(&format!("evcxr_jupyter {VERSION} ")))
@@ -162,16 +186,30 @@ mod tests {
                 .to_string()
         };
         let id = format!("evcxr_jupyter {VERSION} (registry+x)");
-        assert!(is_ours(&record(&id, "rustc 1.95.0\nhost: y\n"), "rustc 1.95.0\nhost: y"));
+        assert!(is_ours(
+            &record(&id, "rustc 1.95.0\nhost: y\n"),
+            "rustc 1.95.0\nhost: y"
+        ));
         assert!(!is_ours(&record(&id, "rustc 1.94.0"), "rustc 1.95.0"));
-        assert!(!is_ours(&record("evcxr_jupyter 0.21.0 (x)", "rustc 1.95.0"), "rustc 1.95.0"));
+        assert!(!is_ours(
+            &record("evcxr_jupyter 0.21.0 (x)", "rustc 1.95.0"),
+            "rustc 1.95.0"
+        ));
         assert!(!is_ours("{", "rustc 1.95.0"));
     }
 
     #[test]
     fn a_toolchain_is_named_only_where_rustup_manages_it() {
-        let rustc = |sysroot: &str| Rustc { version: String::new(), sysroot: sysroot.into() };
-        assert_eq!(rustc("/h/.rustup/toolchains/1.95.0-x").toolchain().as_deref(), Some("1.95.0-x"));
+        let rustc = |sysroot: &str| Rustc {
+            version: String::new(),
+            sysroot: sysroot.into(),
+        };
+        assert_eq!(
+            rustc("/h/.rustup/toolchains/1.95.0-x")
+                .toolchain()
+                .as_deref(),
+            Some("1.95.0-x")
+        );
         assert_eq!(rustc("/usr/lib/rustlib").toolchain(), None);
     }
 }

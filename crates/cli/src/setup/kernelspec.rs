@@ -11,8 +11,7 @@ use std::fs;
 pub fn ensure(home: &Home, environment: &Environment, steps: &mut Steps) -> Result<()> {
     let this = std::env::current_exe()?;
     let launcher = home.join("bin/course-cli");
-    let program =
-        fs::read(&this).with_context(|| format!("cannot read {}", this.display()))?;
+    let program = fs::read(&this).with_context(|| format!("cannot read {}", this.display()))?;
     let spec = json!({
         "argv": [launcher, "kernel", "{connection_file}"],
         "display_name": "Rust",

@@ -33,7 +33,10 @@ impl Installed {
     pub fn read(home: &Home) -> Result<Self> {
         let path = home.join(RECORD);
         let text = std::fs::read_to_string(&path).with_context(|| {
-            format!("{} is missing: run `cargo course setup` in the checkout", path.display())
+            format!(
+                "{} is missing: run `cargo course setup` in the checkout",
+                path.display()
+            )
         })?;
         serde_json::from_str(&text)
             .with_context(|| format!("{} is damaged: run `cargo course setup`", path.display()))

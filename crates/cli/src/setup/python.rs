@@ -20,18 +20,39 @@ const FILES: &[(&str, &str)] = &[
         "etc/jupyter/jupyter_server_config.json",
         include_str!("../../python/jupyter_server_config.json"),
     ),
-    ("share/jupyter/lab/settings/overrides.json", include_str!("../../python/overrides.json")),
+    (
+        "share/jupyter/lab/settings/overrides.json",
+        include_str!("../../python/overrides.json"),
+    ),
 ];
 
 /// Modules that go into the environment's `site-packages/course_jupyter`.
 const MODULES: &[(&str, &str)] = &[
-    ("__init__.py", include_str!("../../python/course_jupyter/__init__.py")),
-    ("failures.py", include_str!("../../python/course_jupyter/failures.py")),
-    ("kernels.py", include_str!("../../python/course_jupyter/kernels.py")),
-    ("late_output.py", include_str!("../../python/course_jupyter/late_output.py")),
+    (
+        "__init__.py",
+        include_str!("../../python/course_jupyter/__init__.py"),
+    ),
+    (
+        "failures.py",
+        include_str!("../../python/course_jupyter/failures.py"),
+    ),
+    (
+        "kernels.py",
+        include_str!("../../python/course_jupyter/kernels.py"),
+    ),
+    (
+        "late_output.py",
+        include_str!("../../python/course_jupyter/late_output.py"),
+    ),
     ("run.py", include_str!("../../python/course_jupyter/run.py")),
-    ("bench.py", include_str!("../../python/course_jupyter/bench.py")),
-    ("probe.py", include_str!("../../python/course_jupyter/probe.py")),
+    (
+        "bench.py",
+        include_str!("../../python/course_jupyter/bench.py"),
+    ),
+    (
+        "probe.py",
+        include_str!("../../python/course_jupyter/probe.py"),
+    ),
 ];
 
 /// A Python environment.
@@ -76,7 +97,10 @@ pub fn ensure(home: &Home, steps: &mut Steps) -> Result<Environment> {
     if complete.exists() && environment.python().exists() {
         steps.skip();
     } else {
-        let what = format!("Python environment with JupyterLab, on Python {}", python.version);
+        let what = format!(
+            "Python environment with JupyterLab, on Python {}",
+            python.version
+        );
         let step = steps.start(&what, Some("about 1 minute, 250 MB"));
         install(&python, &dir)?;
         fs::write(&complete, "")?;
@@ -95,10 +119,14 @@ fn interpreter() -> Result<Interpreter> {
     let script = "import sys; print('%d.%d' % sys.version_info[:2]); print(sys.executable)";
     let mut old = None;
     for name in names {
-        let Ok(output) = Command::new(name).args(["-c", script]).output() else { continue };
+        let Ok(output) = Command::new(name).args(["-c", script]).output() else {
+            continue;
+        };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut lines = text.lines();
-        let (Some(version), Some(executable)) = (lines.next(), lines.next()) else { continue };
+        let (Some(version), Some(executable)) = (lines.next(), lines.next()) else {
+            continue;
+        };
         if recent_enough(version) {
             return Ok(Interpreter {
                 program: name.to_owned(),
@@ -122,7 +150,9 @@ fn interpreter() -> Result<Interpreter> {
 }
 
 fn recent_enough(version: &str) -> bool {
-    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut parts = version
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (3, 10)
 }
 
@@ -138,9 +168,15 @@ fn install(python: &Interpreter, dir: &Path) -> Result<()> {
     let requirements = dir.join("requirements.txt");
     fs::write(&requirements, REQUIREMENTS)?;
     let mut pip = Command::new(dir.join("bin/python"));
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(["--no-input", "--require-hashes", "-r"])
-        .arg(&requirements);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ])
+    .args(["--no-input", "--require-hashes", "-r"])
+    .arg(&requirements);
     tool::run("installing JupyterLab", &mut pip, |_| ())
 }
 
@@ -172,7 +208,9 @@ mod tests {
 
     #[test]
     fn every_requirement_is_pinned_by_hash() {
-        let packages = REQUIREMENTS.lines().filter(|l| l.starts_with(|c: char| c.is_alphanumeric()));
+        let packages = REQUIREMENTS
+            .lines()
+            .filter(|l| l.starts_with(|c: char| c.is_alphanumeric()));
         for line in packages {
             assert!(line.contains("==") && line.ends_with('\\'), "{line}");
         }

@@ -68,8 +68,7 @@ fn key(checkout: &Checkout, rustc: &Rustc) -> Result<String> {
     }
     files.sort();
     for file in files {
-        let content =
-            fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         parts.push(file.into_os_string().into_encoded_bytes());
         parts.push(content);
     }
@@ -80,7 +79,11 @@ fn key(checkout: &Checkout, rustc: &Rustc) -> Result<String> {
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let part_of_library = !matches!(name.as_str(), "tests" | "benches" | "examples" | "target");
         if path.is_dir() && part_of_library {
             collect(&path, files)?;
@@ -110,9 +113,17 @@ pub fn ensure(
         steps.skip();
         return Ok(template);
     }
-    let old = old_templates(home, &template.dir);
-    let estimate = if old.is_empty() { "about 6 minutes on two cores" } else { "about a minute" };
-    let mut step = steps.start("Kernel template: candle and the course, compiled", Some(estimate));
+    let mut old = templates(home);
+    old.retain(|old| *old != template.dir);
+    let estimate = if old.is_empty() {
+        "about 6 minutes on two cores"
+    } else {
+        "about a minute"
+    };
+    let mut step = steps.start(
+        "Kernel template: candle and the course, compiled",
+        Some(estimate),
+    );
 
     let dir = &template.dir;
     fs::remove_dir_all(dir).ok();
@@ -128,7 +139,10 @@ pub fn ensure(
     fs::copy(checkout.join("Cargo.lock"), unfinished.join("Cargo.lock"))
         .context("cannot copy Cargo.lock")?;
     write_atomic(&home.kernels().join(".cargo/config.toml"), CARGO_CONFIG)?;
-    let init = format!(":dep course = {{ path = {} }}\n", toml_string(&checkout.join("crates/course")));
+    let init = format!(
+        ":dep course = {{ path = {} }}\n",
+        toml_string(&checkout.join("crates/course"))
+    );
     write_atomic(&template.config.join("init.evcxr"), init)?;
     write_atomic(&template.config.join("prelude.rs"), PRELUDE)?;
 
@@ -137,14 +151,30 @@ pub fn ensure(
         .args(["-m", "course_jupyter.probe"])
         .arg(&installed.evcxr)
         .current_dir(checkout.join("notebooks"));
-    kernel_environment(&mut command, &unfinished, &template.config, checkout, installed);
-    tool::run("preparing the kernel", &mut command, tool::compile_progress(&mut step, CRATES))?;
+    kernel_environment(
+        &mut command,
+        &unfinished,
+        &template.config,
+        checkout,
+        installed,
+    );
+    tool::run(
+        "preparing the kernel",
+        &mut command,
+        tool::compile_progress(&mut step, CRATES),
+    )?;
 
     fs::rename(&unfinished, dir)?;
-    fs::write(dir.join("complete"), checkout.root().as_os_str().as_encoded_bytes())?;
+    fs::write(
+        dir.join("complete"),
+        checkout.root().as_os_str().as_encoded_bytes(),
+    )?;
     for old in old.iter().filter(|old| stale(old, checkout)) {
         fs::remove_dir_all(old).ok();
-        if let Some(key) = old.file_name().and_then(|n| n.to_str()?.strip_prefix("template-")) {
+        if let Some(key) = old
+            .file_name()
+            .and_then(|n| n.to_str()?.strip_prefix("template-"))
+        {
             fs::remove_dir_all(home.join("config").join(key)).ok();
         }
     }
@@ -159,19 +189,26 @@ fn stale(template: &Path, checkout: &Checkout) -> bool {
     Path::new(&root) == checkout.root() || !Path::new(&root).join("crates/course").is_dir()
 }
 
-/// The complete templates other than `current`, oldest first.
-fn old_templates(home: &Home, current: &Path) -> Vec<PathBuf> {
+/// The complete template made last, for whatever sources.
+pub fn newest(home: &Home) -> Option<PathBuf> {
+    templates(home).pop()
+}
+
+/// The complete templates, oldest first.
+fn templates(home: &Home) -> Vec<PathBuf> {
     let mut found: Vec<_> = fs::read_dir(home.kernels())
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("template-") && path != current && path.join("complete").exists()
+            name.starts_with("template-") && path.join("complete").exists()
         })
         .collect();
     found.sort_by_key(|path| {
-        fs::metadata(path.join("complete")).and_then(|m| m.modified()).ok()
+        fs::metadata(path.join("complete"))
+            .and_then(|m| m.modified())
+            .ok()
     });
     found
 }
@@ -219,9 +256,14 @@ pub fn without_cargo(command: &mut Command, checkout: &Checkout) {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         let of_cargo = name.starts_with("CARGO_") && name != "CARGO_HOME";
-        let asked_for = ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_BUILD_JOBS"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix));
+        let asked_for = [
+            "CARGO_NET_",
+            "CARGO_HTTP_",
+            "CARGO_REGISTR",
+            "CARGO_BUILD_JOBS",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix));
         if (of_cargo && !asked_for) || name == "RUSTFLAGS" {
             command.env_remove(name);
         }
@@ -237,7 +279,10 @@ pub fn without_cargo(command: &mut Command, checkout: &Checkout) {
 
 /// A path as a TOML string, in the form in which evcxr writes it.
 fn toml_string(path: &Path) -> String {
-    let escaped = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    let escaped = path
+        .to_string_lossy()
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"");
     format!("\"{escaped}\"")
 }
 
@@ -259,7 +304,10 @@ mod tests {
             write_atomic(&dir.path().join(file), "one").unwrap();
         }
         let checkout = Checkout::holding(dir.path()).unwrap();
-        let rustc = Rustc { version: "1".into(), sysroot: "/x".into() };
+        let rustc = Rustc {
+            version: "1".into(),
+            sysroot: "/x".into(),
+        };
         let first = key(&checkout, &rustc).unwrap();
         write_atomic(&checkout.join("crates/course/tests/x.rs"), "two").unwrap();
         assert_eq!(key(&checkout, &rustc).unwrap(), first);
@@ -268,7 +316,10 @@ mod tests {
             assert_ne!(key(&checkout, &rustc).unwrap(), first, "{file}");
             write_atomic(&checkout.join(file), "one").unwrap();
         }
-        let newer = Rustc { version: "2".into(), ..rustc };
+        let newer = Rustc {
+            version: "2".into(),
+            ..rustc
+        };
         assert_ne!(key(&checkout, &newer).unwrap(), first);
     }
 }

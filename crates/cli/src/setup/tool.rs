@@ -34,7 +34,10 @@ pub fn run(what: &str, command: &mut Command, mut each_line: impl FnMut(&str)) -
         return Ok(());
     }
     log.extend(output.lines().map(str::to_owned));
-    bail!("{what}: {}", explain(&log).unwrap_or_else(|| tail(&log, &status.to_string())))
+    bail!(
+        "{what}: {}",
+        explain(&log).unwrap_or_else(|| tail(&log, &status.to_string()))
+    )
 }
 
 /// Counts cargo's `Compiling` lines into a step's progress.
@@ -46,7 +49,10 @@ pub fn compile_progress(step: &mut Step, total: usize) -> impl FnMut(&str) {
             done += 1;
         }
         if line.starts_with("Compiling ") || line.starts_with("Download") {
-            step.update(&format!("{done} of about {} crates: {line}", total.max(done)));
+            step.update(&format!(
+                "{done} of about {} crates: {line}",
+                total.max(done)
+            ));
         }
     }
 }
@@ -55,7 +61,11 @@ pub fn compile_progress(step: &mut Step, total: usize) -> impl FnMut(&str) {
 pub fn explain(log: &[String]) -> Option<String> {
     let text = log.join("\n").to_lowercase();
     let has = |needles: &[&str]| needles.iter().any(|needle| text.contains(needle));
-    if has(&["no space left on device", "disk quota exceeded", "os error 28"]) {
+    if has(&[
+        "no space left on device",
+        "disk quota exceeded",
+        "os error 28",
+    ]) {
         return Some(
             "the disk is full. Make room (the set-up needs about 6 GB), or set COURSE_HOME to a \
              folder on another disk, and start the command again: it goes on where it stopped."
@@ -83,14 +93,22 @@ pub fn explain(log: &[String]) -> Option<String> {
                 .into(),
         );
     }
-    if has(&["ensurepip is not", "no module named venv", "no module named ensurepip"]) {
+    if has(&[
+        "ensurepip is not",
+        "no module named venv",
+        "no module named ensurepip",
+    ]) {
         return Some(
             "this Python comes without its venv module. Install it (on Debian and Ubuntu: \
              sudo apt install python3-venv) and start the command again."
                 .into(),
         );
     }
-    if has(&["linker `cc` not found", "linker `gcc` not found", "linker `clang` not found"]) {
+    if has(&[
+        "linker `cc` not found",
+        "linker `gcc` not found",
+        "linker `clang` not found",
+    ]) {
         return Some(NO_COMPILER.into());
     }
     if has(&["hashes do not match", "do not match the hashes"]) {
@@ -111,14 +129,23 @@ pub const NO_COMPILER: &str = "Rust needs a C compiler to link, and there is non
 fn tail(log: &[String], status: &str) -> String {
     let lines: Vec<_> = log.iter().filter(|line| !line.trim().is_empty()).collect();
     let from = lines.len().saturating_sub(15);
-    let tail: Vec<_> = lines[from..].iter().map(|line| format!("    {line}")).collect();
-    format!("it ended with {status}. The end of its output:\n{}", tail.join("\n"))
+    let tail: Vec<_> = lines[from..]
+        .iter()
+        .map(|line| format!("    {line}"))
+        .collect();
+    format!(
+        "it ended with {status}. The end of its output:\n{}",
+        tail.join("\n")
+    )
 }
 
 /// Free bytes on the disk that holds `path`, where the system tells.
 pub fn free_bytes(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    #[allow(clippy::unnecessary_cast, reason = "the field's width differs between systems")]
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the field's width differs between systems"
+    )]
     Some(stat.blocks_available() as u64 * stat.fragment_size() as u64)
 }
 
@@ -133,13 +160,29 @@ mod tests {
     #[test]
     fn a_newcomers_failures_get_one_sentence_that_says_what_to_do() {
         for (line, want) in [
-            ("OSError: [Errno 28] No space left on device", "disk is full"),
-            ("spurious network error: [6] Could not resolve hostname (Could not resolve host: x)", "network"),
-            ("The virtual environment was not created successfully because ensurepip is not\navailable", "venv"),
+            (
+                "OSError: [Errno 28] No space left on device",
+                "disk is full",
+            ),
+            (
+                "spurious network error: [6] Could not resolve hostname (Could not resolve host: x)",
+                "network",
+            ),
+            (
+                "The virtual environment was not created successfully because ensurepip is not\navailable",
+                "venv",
+            ),
             ("error: linker `cc` not found", "C compiler"),
-            ("THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "SHA-256"),
+            (
+                "THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.",
+                "SHA-256",
+            ),
         ] {
-            assert!(explained(line).contains(want), "{line}: {}", explained(line));
+            assert!(
+                explained(line).contains(want),
+                "{line}: {}",
+                explained(line)
+            );
         }
         assert_eq!(explained("error[E0308]: mismatched types"), "");
     }
@@ -148,8 +191,13 @@ mod tests {
     fn a_failing_command_shows_the_end_of_its_output() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo one; echo two >&2; exit 3"]);
-        let error = run("testing", &mut command, |_| ()).unwrap_err().to_string();
-        assert!(error.starts_with("testing: it ended with exit status: 3"), "{error}");
+        let error = run("testing", &mut command, |_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("testing: it ended with exit status: 3"),
+            "{error}"
+        );
         assert!(error.contains("one") && error.contains("two"), "{error}");
     }
 

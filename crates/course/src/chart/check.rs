@@ -10,6 +10,25 @@ const LARGEST: f64 = 1e100;
 /// The most values one chart takes; an endless iterator ends here.
 pub(super) const MOST_VALUES: usize = 2_000_000;
 
+/// Rows of values, up to one value more than a chart takes: rows and values may be endless.
+pub(super) fn gather<R>(rows: impl IntoIterator<Item = R>) -> Vec<Vec<f64>>
+where
+    R: IntoIterator,
+    R::Item: Into<f64>,
+{
+    let mut left = MOST_VALUES + 1;
+    let mut gathered = Vec::new();
+    for row in rows.into_iter().take(left) {
+        let row: Vec<f64> = row.into_iter().take(left).map(Into::into).collect();
+        left -= row.len();
+        gathered.push(row);
+        if left == 0 {
+            break;
+        }
+    }
+    gathered
+}
+
 /// Makes the errors of one chart.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Check<'a> {

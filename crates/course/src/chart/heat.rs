@@ -1,6 +1,6 @@
 //! Heat maps: a grid of coloured cells.
 
-use super::check::{Extent, MOST_VALUES};
+use super::check::{Extent, MOST_VALUES, gather};
 use super::common::Common;
 use super::figure::Figure;
 use super::heat_draw;
@@ -96,13 +96,7 @@ impl HeatMap {
         R: IntoIterator,
         R::Item: Into<f64>,
     {
-        let row = |r: R| {
-            r.into_iter()
-                .take(MOST_VALUES + 1)
-                .map(Into::into)
-                .collect()
-        };
-        self.values = rows.into_iter().take(MOST_VALUES + 1).map(row).collect();
+        self.values = gather(rows);
         self
     }
 
@@ -188,12 +182,11 @@ impl HeatMap {
         check.need(!self.values.is_empty(), || {
             "has no values: give .values() at least one row".into()
         })?;
+        check.amount(|| "the map".into(), self.values.iter().map(Vec::len).sum())?;
         self.validate_names()?;
         for row in 0..self.values.len() {
             self.validate_row(row)?;
         }
-        let cells = self.values.len() * self.columns.len();
-        check.amount(|| "the map".into(), cells)?;
         if let Some(unit) = &self.unit {
             check.text("the unit", unit)?;
         }

@@ -213,11 +213,10 @@ impl ImageGrid {
         } else {
             across.min(down).max(1)
         };
-        let used =
-            |count: u32, one: u32, extra: u32| count.saturating_mul(one.saturating_add(extra));
         let needed = (
-            used(columns, zoom * width, GAP) + 2 * EDGE - GAP,
-            used(rows, zoom * height, LABEL + ROW_GAP) + top + EDGE - ROW_GAP,
+            (columns.saturating_mul(zoom * width + GAP)).saturating_add(2 * EDGE - GAP),
+            (rows.saturating_mul(zoom * height + LABEL + ROW_GAP))
+                .saturating_add(top + EDGE - ROW_GAP),
         );
         let size = self.size.unwrap_or((needed.0.max(full.0), needed.1));
         self.common

@@ -53,7 +53,9 @@ impl<'c> Page<'c> {
             lines: 1,
             ..room
         };
-        let title = fit_whole(self.fonts, &text, in_one_line)
+        let title = Some(&text)
+            .filter(|text| text.len() < 1000)
+            .and_then(|text| fit_whole(self.fonts, text, in_one_line))
             .unwrap_or_else(|| fit(self.fonts, &text, room));
         for line in &title.lines {
             let baseline = self.top + (title.size * 0.95).round();

@@ -1,7 +1,7 @@
 //! Rewards over training: several seeds as one mean and one band.
 
 use super::axis::Scale;
-use super::check::{Extent, MOST_VALUES};
+use super::check::{Extent, gather};
 use super::common::Common;
 use super::figure::Figure;
 use super::legend::{Sample, entries};
@@ -64,15 +64,9 @@ impl RewardChart {
         R: IntoIterator,
         R::Item: Into<f64>,
     {
-        let run = |r: R| {
-            r.into_iter()
-                .take(MOST_VALUES + 1)
-                .map(Into::into)
-                .collect()
-        };
         self.runs.push(Runs {
             name: name.into(),
-            seeds: seeds.into_iter().take(MOST_VALUES + 1).map(run).collect(),
+            seeds: gather(seeds),
         });
         self
     }
@@ -216,7 +210,8 @@ impl RewardChart {
         check.need(!runs.seeds.is_empty(), || {
             format!("{name} has no seeds: give it one list of values for each seed")
         })?;
-        check.amount(|| name.clone(), runs.seeds.len().saturating_mul(length))?;
+        let total = runs.seeds.iter().map(Vec::len).sum();
+        check.amount(|| name.clone(), total)?;
         for (seed, values) in runs.seeds.iter().enumerate() {
             check.need(values.len() == length, || {
                 format!(

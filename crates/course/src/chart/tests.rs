@@ -117,6 +117,12 @@ fn crowded() -> LineChart {
     })
 }
 
+/// Ticks so long that not all of them have room.
+fn wide_ticks() -> LineChart {
+    let points = (0..9).map(|i| (1_000_000_000.0 + 2.0 * f64::from(i), i % 4));
+    LineChart::new("Long ticks", "second", "value").line("a", points)
+}
+
 /// One figure of each kind, and some difficult ones.
 fn figures() -> Vec<Figure> {
     [
@@ -128,6 +134,7 @@ fn figures() -> Vec<Figure> {
         images().draw(),
         rewards().draw(),
         lines().size(360, 300).draw(),
+        wide_ticks().draw(),
         bars().size(1200, 800).draw(),
     ]
     .into_iter()

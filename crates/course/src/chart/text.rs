@@ -33,6 +33,9 @@ pub(super) struct Room {
 /// Fits `text`: first breaks it between words, then shrinks it, then breaks inside words,
 /// and only at last cuts it with an ellipsis.
 pub(super) fn fit(fonts: &Fonts, text: &str, room: Room) -> Fitted {
+    // No figure has room for more, and measuring a whole book would take long.
+    let end = text.char_indices().nth(2000).map_or(text.len(), |c| c.0);
+    let text = &text[..end];
     fit_whole(fonts, text, room).unwrap_or_else(|| squeeze(fonts, text, room))
 }
 

@@ -20,26 +20,19 @@ fn answer(what: String, draw: impl FnOnce() -> Result<Figure> + Send + 'static) 
 fn extreme_values_give_a_figure_or_an_error() {
     let values = [
         0.0,
-        -0.0,
         1e-320,
-        f64::MIN_POSITIVE,
         1e-100,
-        1e-99,
         1e-17,
-        0.1,
         1.0,
         1.0 + f64::EPSILON,
         1e16,
         1e16 + 2.0,
-        1e99,
         1e100,
-        1e101,
         1e300,
         f64::MAX,
-        f64::INFINITY,
         f64::NAN,
         -1e16,
-        -1e300,
+        f64::NEG_INFINITY,
     ];
     for (i, &a) in values.iter().enumerate() {
         for &b in &values[i + 1..] {
@@ -122,6 +115,34 @@ fn an_endless_iterator_is_an_error() {
         error.contains("series \"a\"") && error.contains("2000000"),
         "{error}"
     );
+}
+
+#[test]
+fn endless_rows_are_an_error() {
+    for kind in 0..3 {
+        let error = answer(format!("endless {kind}"), move || {
+            let map = HeatMap::new("t", "x", "y").columns(["a", "b"]).rows(["c"]);
+            let runs = RewardChart::new("t", "x", "y");
+            match kind {
+                0 => map.values((0..).map(|_| 0..)).draw(),
+                1 => runs.runs("a", (0..).map(|_| 0..)).draw(),
+                _ => runs.runs("a", std::iter::repeat([1.0, 2.0])).draw(),
+            }
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("more than 2000000 values"), "{error}");
+    }
+}
+
+#[test]
+fn a_whole_book_as_a_title_is_cut() {
+    let figure = answer("book".into(), || {
+        let book = "It was the best of times. ".repeat(40_000);
+        LineChart::new(book.clone(), book.clone(), book)
+            .line("a", [(0, 1), (1, 2)])
+            .draw()
+    });
+    assert!(figure.unwrap().svg().contains('…'));
 }
 
 #[test]

@@ -58,7 +58,10 @@ fn values_must_be_finite() {
         let value = format!("{bad:?}");
         let points = [(0.0, 1.0), (1.0, 2.0), (2.0, bad)];
         let y = good().line("bad", points);
-        refuses(y.draw(), &["\"bad\" at point 2", "y is", &value]);
+        refuses(
+            y.draw(),
+            &["\"bad\" at point 2", "y is", &value, "no place on an axis"],
+        );
         let x = good().line("bad", points.map(|(x, y)| (y, x)));
         refuses(x.draw(), &["\"bad\" at point 2", "x is", &value]);
         refuses(

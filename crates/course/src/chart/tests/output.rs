@@ -87,6 +87,20 @@ fn any_text_survives_in_the_svg() {
             .unwrap()
             .starts_with("<b> & \"quotes\" 'too'")
     );
+    let bars = BarChart::new("t", "x", "y").bar(nasty, 1).bar("a", 2);
+    let map = HeatMap::new("t", "x", "y")
+        .columns([nasty, "b"])
+        .rows([nasty]);
+    let grid = ImageGrid::new("t").gray(nasty, 1, 1, [0.5]);
+    let runs = RewardChart::new("t", "x", "y").runs(nasty, [[1, 2]]);
+    for figure in [
+        bars.draw(),
+        map.values([[1, 2]]).draw(),
+        grid.draw(),
+        runs.draw(),
+    ] {
+        roxmltree::Document::parse(figure.unwrap().svg()).unwrap();
+    }
 }
 
 #[test]
@@ -179,4 +193,21 @@ fn an_image_is_enlarged_without_blur() {
         assert_eq!(image.attribute("width"), Some(width.to_string().as_str()));
         assert_eq!(image.attribute("height"), Some(height.to_string().as_str()));
     }
+}
+
+#[test]
+fn the_pixels_of_an_image_keep_their_places() {
+    let figure = ImageGrid::new("t")
+        .gray("a", 3, 2, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        .draw()
+        .unwrap();
+    let link = figure.svg().split("base64,").nth(1).unwrap();
+    let bytes = STANDARD.decode(link.split('"').next().unwrap()).unwrap();
+    let (width, height, rgb) = decode(&bytes);
+    let middle = |x: usize, y: usize| {
+        let (x, y) = ((2 * x + 1) * width / 6, (2 * y + 1) * height / 4);
+        rgb[(y * width + x) * 3]
+    };
+    let seen: Vec<u8> = (0..6).map(|i| middle(i % 3, i / 3)).collect();
+    assert_eq!(seen, [0, 51, 102, 153, 204, 255]);
 }

@@ -79,3 +79,12 @@ Runs \"LoRA\": 2 seeds, 3 values each; mean first 15 at 500, mean last 40 at 1,5
 mean lowest 15 at 500, mean highest 40 at 1,500; any seed from 10 to 60.";
     assert_eq!(chart.draw().unwrap().describe(), expected);
 }
+
+#[test]
+fn the_range_of_an_axis_includes_its_references() {
+    let chart = LineChart::new("t", "x", "y").line("a", [(0, 1), (1, 2)]);
+    let words = |chart: LineChart| chart.draw().unwrap().describe().to_string();
+    assert!(words(chart.clone()).contains("Vertical axis: y, from 1 to 2."));
+    assert!(words(chart.clone().reference("full", 9)).contains("y, from 1 to 9."));
+    assert!(words(chart.y_range(0, 5)).contains("y, from 0 to 5."));
+}

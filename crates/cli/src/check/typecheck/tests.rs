@@ -1,0 +1,242 @@
+//! Whole runs of `cargo check` over notebooks in a tiny checkout with a stub of the course.
+
+use super::*;
+use serde_json::{Value, json};
+use std::fs;
+
+const COURSE: &str = "
+pub struct Figure;
+impl Figure {
+    pub fn evcxr_display(&self) {}
+}
+pub struct Plain;
+#[derive(Debug, Clone, Default)]
+pub struct Tensor(Vec<f32>);
+impl Tensor {
+    pub fn first(&self) -> &f32 { &self.0[0] }
+    pub fn halves(&self) -> std::slice::Chunks<'_, f32> { self.0.chunks(2) }
+    pub fn eat(self) {}
+}
+#[derive(Debug)]
+pub struct Error;
+impl std::fmt::Display for Error {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) }
+}
+pub fn load() -> Result<Tensor, Error> { Ok(Tensor(vec![1.0])) }
+pub mod prelude { pub use crate::{Error, Figure, Plain, Tensor, load}; }
+";
+
+/// A checkout with a course and nothing else.
+struct Stub(tempfile::TempDir);
+
+impl Stub {
+    fn new(course: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let manifest = "[package]\nname = \"course\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+        write("crates/course/Cargo.toml", manifest);
+        write("crates/course/src/lib.rs", course);
+        write("Cargo.lock", "version = 4\n");
+        fs::create_dir_all(dir.path().join("notebooks")).unwrap();
+        Self(dir)
+    }
+
+    fn checkout(&self) -> Checkout {
+        Checkout::holding(self.0.path()).unwrap()
+    }
+
+    fn notebook(&self, name: &str, cells: &[(&str, &str, &str)]) -> (String, Notebook) {
+        let cell = |(kind, source, tag): &(&str, &str, &str)| json!({"cell_type": kind, "source": source, "metadata": {"tags": [tag]}});
+        let cells: Vec<Value> = cells.iter().map(cell).collect();
+        let path = self.0.path().join("notebooks").join(name);
+        fs::write(&path, json!({"cells": cells, "metadata": {}}).to_string()).unwrap();
+        (format!("notebooks/{name}"), Notebook::read(&path).unwrap())
+    }
+
+    /// The findings for notebooks `01_x`, `02_x` … of code cells alone.
+    fn check(&self, notebooks: &[&[&str]]) -> Vec<Finding> {
+        let read = notebooks.iter().enumerate().map(|(index, cells)| {
+            let cells: Vec<_> = cells.iter().map(|cell| ("code", *cell, "")).collect();
+            self.notebook(&format!("{:02}_x.ipynb", index + 1), &cells)
+        });
+        typecheck(&self.checkout(), &read.collect::<Vec<_>>()).unwrap()
+    }
+}
+
+/// The places of findings, such as `notebooks/01_x.ipynb 3:2`, in order.
+fn places(findings: &[Finding]) -> Vec<String> {
+    let place = |finding: &Finding| {
+        let name = finding.notebook.as_deref().unwrap_or("elsewhere");
+        let (cell, line) = (finding.cell.unwrap_or(0), finding.line.unwrap_or(0));
+        format!("{name} {cell}:{line}")
+    };
+    let mut places: Vec<_> = findings.iter().map(place).collect();
+    places.sort();
+    places
+}
+
+const USE: &str = ":dep course = { path = \"../crates/course\" }\nuse course::prelude::*;";
+
+#[test]
+fn what_evcxr_accepts_is_accepted() {
+    let findings = Stub::new(COURSE).check(&[&[
+        USE,
+        "//! Notes.\n#![allow(unused)]\nuse std::collections::HashMap;\nmacro_rules! twice { ($x:expr) => { 2 * $x } }",
+        "fn f() -> u8 { 1 }\nf()",
+        "fn f() -> &'static str { \"one\" }\nlet name: &str = f();\nname // the new one",
+        "#[derive(Debug)]\nstruct S { x: u8 }\nlet mut s = S { x: twice!(2) };",
+        "impl S { fn grow(&mut self) { self.x += 1 } }\ns.grow();\ns",
+        "let number: u8 = \"7\".parse()?;\nlet tensor = load()?; let copy = tensor.clone();",
+        "let eaten = tensor;\neaten.eat();",
+        "let halves = copy.halves();\nfor half in halves { println!(\"{half:?}\"); }",
+        "let words = &[\"a\", \"b\"];\nif words.len() > 9 { return Ok(()); }",
+        "Figure",
+        "println!(\"{number}\")",
+        "use std::fmt::*;\nuse std::collections::HashMap;\nlet m: HashMap<u8, u8> = HashMap::new();",
+        "42",
+        "for i in 0..3 { let f = |x: u8| x + i; f(1); }",
+        "use course::prelude::*;\nlet x: f32 = todo!();",
+    ]]);
+    assert!(findings.is_empty(), "{findings:#?}");
+}
+
+#[test]
+fn each_error_names_its_cell_and_line() {
+    let findings = Stub::new(COURSE).check(&[
+        &[USE, "let a = 1;", "let b = a;\nlet c: &str = b;"],
+        &[USE, "let p = Plain;\n\nlet q = 1; p", "vec![Plain]"],
+        &[USE, "// nothing wrong here"],
+        &[
+            USE,
+            "let t = load()?;\nlet v = 1;",
+            "let u = t;",
+            "v;\nt.eat();",
+        ],
+        &[
+            USE,
+            "let t = load()?;",
+            "let n = 1;\nlet first = t.first();",
+            "first",
+        ],
+        &[USE, "let x = 1;\nassert_eq!(x, \"a\");", "nowhere();"],
+        &[USE, "let it = load();\nSome(1)?;"],
+        &[USE, "let f = |x: u8| x;", "f(1)"],
+        &["let x = 1;\nlet y = ;"],
+    ]);
+    let expected = [
+        "notebooks/01_x.ipynb 3:2",
+        "notebooks/02_x.ipynb 2:3",
+        "notebooks/02_x.ipynb 3:1",
+        "notebooks/04_x.ipynb 4:2",
+        "notebooks/05_x.ipynb 3:2",
+        "notebooks/06_x.ipynb 2:2",
+        "notebooks/06_x.ipynb 3:1",
+        "notebooks/07_x.ipynb 2:2",
+        "notebooks/08_x.ipynb 2:1",
+        "notebooks/09_x.ipynb 1:2",
+    ];
+    assert_eq!(places(&findings), expected, "{findings:#?}");
+    let text = |place: &str| {
+        let found = findings
+            .iter()
+            .find(|f| places(std::slice::from_ref(f)) == [place]);
+        found.unwrap().to_string()
+    };
+    let wrong_type = text(expected[0]);
+    assert!(wrong_type.contains("error[E0308]: mismatched types\n  | let c: &str = b;\n"));
+    assert!(
+        wrong_type.contains("\n  |               ^ expected `&str`"),
+        "{wrong_type}"
+    );
+    assert!(
+        text(expected[1]).contains("`course::Plain` is not `Debug`"),
+        "{}",
+        text(expected[1])
+    );
+    assert!(
+        text(expected[2]).contains("`Vec<course::Plain>` is not `Debug`"),
+        "{}",
+        text(expected[2])
+    );
+    let moved = text(expected[3]);
+    assert!(
+        moved.contains("= cell 3, line 1: value moved here"),
+        "{moved}"
+    );
+    let borrows = text(expected[4]);
+    assert!(
+        borrows.contains("`first` borrows from another variable"),
+        "{borrows}"
+    );
+    assert!(borrows.contains("^ borrowed here"), "{borrows}");
+}
+
+#[test]
+fn a_forgotten_result_is_an_error() {
+    let findings = Stub::new(COURSE).check(&[&[USE, "let unused = 1;\nload();"]]);
+    assert_eq!(
+        places(&findings),
+        ["notebooks/01_x.ipynb 2:2"],
+        "{findings:#?}"
+    );
+    assert!(
+        findings[0].message.contains("unused `Result`"),
+        "{findings:?}"
+    );
+}
+
+#[test]
+fn a_solution_is_checked_in_the_place_of_its_starter() {
+    let stub = Stub::new(COURSE);
+    let solution = |body: &str| {
+        format!("<details>\n\n```rust\nfn f() -> u8 {{\n    {body}\n}}\n```\n</details>")
+    };
+    let check = |body: &str, later: &str| {
+        let solution = solution(body);
+        let cells = [
+            ("code", "fn f() -> u8 { todo!() }", "starter-f"),
+            ("code", "f() + 1", "check-f"),
+            ("markdown", solution.as_str(), "solution-f"),
+            ("code", later, ""),
+        ];
+        typecheck(&stub.checkout(), &[stub.notebook("01_x.ipynb", &cells)]).unwrap()
+    };
+    assert_eq!(check("7", "f();"), []);
+    let wrong = check("-1i8", "f();");
+    assert_eq!(places(&wrong), ["notebooks/01_x.ipynb 3:5"], "{wrong:#?}");
+    assert_eq!(wrong[0].source.as_deref(), Some("    -1i8"));
+    assert!(wrong[0].notes.iter().any(|note| note == SOLVED));
+    let twice = check("7", "let x: i8 = f();");
+    assert_eq!(places(&twice), ["notebooks/01_x.ipynb 4:1"], "{twice:#?}");
+    assert!(twice[0].notes.iter().all(|note| note != SOLVED));
+}
+
+#[test]
+fn errors_outside_the_notebooks_are_not_lost() {
+    let broken = Stub::new("pub fn f() -> u8 { \"a\" }");
+    let findings = broken.check(&[&["1"]]);
+    assert_eq!(places(&findings), ["elsewhere 0:0"]);
+    assert!(
+        findings[0]
+            .message
+            .contains("outside the notebooks: error[E0308]")
+    );
+    assert!(findings[0].message.contains("src/lib.rs:1"), "{findings:?}");
+
+    fs::write(
+        broken.0.path().join("crates/course/Cargo.toml"),
+        "[package]",
+    )
+    .unwrap();
+    let findings = broken.check(&[&["1"]]);
+    assert_eq!(places(&findings), ["elsewhere 0:0"]);
+    assert!(
+        findings[0].message.contains("cargo check failed:\n"),
+        "{findings:?}"
+    );
+    assert!(findings[0].message.contains("name"), "{findings:?}");
+}
