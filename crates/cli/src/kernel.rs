@@ -10,6 +10,7 @@
 
 use crate::home::{Checkout, Home};
 use crate::progress::Steps;
+use crate::setup::template::KernelEnvironment;
 use crate::setup::{Installed, template};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -42,7 +43,13 @@ pub fn kernel(connection_file: &Path) -> Result<()> {
         .arg("--control_file")
         .arg(std::path::absolute(connection_file)?)
         .current_dir(cwd);
-    template::kernel_environment(&mut command, &folder.work, &config, &checkout, &installed);
+    let environment = KernelEnvironment {
+        home: &home,
+        checkout: &checkout,
+        installed: &installed,
+        config: &config,
+    };
+    environment.apply(&mut command, &folder.work)?;
     // A session of its own: Jupyter's SIGINT reaches the launcher alone.
     // SAFETY: setsid is async-signal-safe.
     unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) };

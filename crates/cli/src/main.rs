@@ -6,6 +6,7 @@ mod data;
 mod home;
 mod kernel;
 mod lab;
+mod lean_cargo;
 mod notebook;
 mod progress;
 mod run;
@@ -57,6 +58,12 @@ enum Action {
 }
 
 fn main() -> ExitCode {
+    if lean_cargo::is_meant() {
+        return lean_cargo::run().unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        });
+    }
     match act(Arguments::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

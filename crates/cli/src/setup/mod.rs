@@ -70,8 +70,8 @@ pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, 
         evcxr: binary,
         rustc,
     };
-    template::ensure(home, checkout, &installed, &mut steps)?;
     kernelspec::ensure(home, &environment, &mut steps)?;
+    template::ensure(home, checkout, &installed, &mut steps)?;
     installed.write(home)?;
     Ok((environment, installed))
 }

@@ -4,11 +4,15 @@
 use super::evcxr::Rustc;
 use super::{Installed, tool};
 use crate::home::{Checkout, Home, short_hash, write_atomic};
+use crate::lean_cargo;
 use crate::progress::Steps;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Changes whenever this file makes templates of another kind.
+const FORMAT: &str = "2: CARGO_HOME of its own";
 
 /// How many crates a template compiles (for the progress line only).
 const CRATES: usize = 130;
@@ -55,6 +59,7 @@ impl Template {
 /// Everything that the compiled folder depends on.
 fn key(checkout: &Checkout, rustc: &Rustc) -> Result<String> {
     let mut parts: Vec<Vec<u8>> = vec![
+        FORMAT.into(),
         CARGO_CONFIG.into(),
         PRELUDE.into(),
         super::evcxr::VERSION.into(),
@@ -151,13 +156,13 @@ pub fn ensure(
         .args(["-m", "course_jupyter.probe"])
         .arg(&installed.evcxr)
         .current_dir(checkout.join("notebooks"));
-    kernel_environment(
-        &mut command,
-        &unfinished,
-        &template.config,
+    let environment = KernelEnvironment {
+        home,
         checkout,
         installed,
-    );
+        config: &template.config,
+    };
+    environment.apply(&mut command, &unfinished)?;
     tool::run(
         "preparing the kernel",
         &mut command,
@@ -226,28 +231,37 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The environment in which evcxr runs, for the template and for every kernel alike.
-pub fn kernel_environment(
-    command: &mut Command,
-    dir: &Path,
-    config: &Path,
-    checkout: &Checkout,
-    installed: &Installed,
-) {
-    without_cargo(command, checkout);
-    if let Some(toolchain) = installed.rustc.toolchain() {
-        command.env("RUSTUP_TOOLCHAIN", toolchain);
+pub struct KernelEnvironment<'a> {
+    /// The tools.
+    pub home: &'a Home,
+    /// The checkout whose crates the notebook uses.
+    pub checkout: &'a Checkout,
+    /// Python, evcxr and compiler.
+    pub installed: &'a Installed,
+    /// evcxr's configuration folder.
+    pub config: &'a Path,
+}
+
+impl KernelEnvironment<'_> {
+    /// Sets it for a command whose evcxr works in `dir`.
+    pub fn apply(&self, command: &mut Command, dir: &Path) -> Result<()> {
+        without_cargo(command, self.checkout);
+        if let Some(toolchain) = self.installed.rustc.toolchain() {
+            command.env("RUSTUP_TOOLCHAIN", toolchain);
+        }
+        command
+            .env("EVCXR_TMPDIR", dir)
+            .env("EVCXR_CONFIG_DIR", self.config)
+            // evcxr_jupyter looks here for an older installation of itself to renew: leave the
+            // user's own alone.
+            .env("JUPYTER_PATH", dir.join("no-jupyter"))
+            .env("PYO3_PYTHON", &self.installed.python)
+            // glibc hands large blocks back after each use and faults them in anew: keep them.
+            .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
+            .env("MALLOC_TRIM_THRESHOLD_", "2147483648")
+            .env("COURSE_KERNEL", dir);
+        lean_cargo::apply(command, self.home, &self.installed.rustc)
     }
-    command
-        .env("EVCXR_TMPDIR", dir)
-        .env("EVCXR_CONFIG_DIR", config)
-        // evcxr_jupyter looks here for an older installation of itself to renew: leave the
-        // user's own alone.
-        .env("JUPYTER_PATH", dir.join("no-jupyter"))
-        .env("PYO3_PYTHON", &installed.python)
-        // glibc hands large blocks back after each use and faults them in anew: keep them.
-        .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
-        .env("MALLOC_TRIM_THRESHOLD_", "2147483648")
-        .env("COURSE_KERNEL", dir);
 }
 
 /// Takes from a command's environment what the cargo that started this program put there: a
