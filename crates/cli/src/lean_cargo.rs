@@ -21,27 +21,18 @@ use std::process::{Command, ExitCode, Stdio};
 /// Names the true cargo.
 const TRUE_CARGO: &str = "COURSE_CARGO";
 
-/// The crates that are read without everything that they use …
-const OURS: &[&str] = &[
+/// The crates of the course and what stands in their interfaces: each is read without everything
+/// else that it uses.
+const LEAN: &[&str] = &[
     "course",
     "lora",
     "candle-core",
     "candle-nn",
     "gymnasium-rs",
-    "plotters",
-];
-
-/// … except for these, whose types stand in their interfaces.
-const IN_INTERFACES: &[&str] = &[
-    "course",
-    "lora",
-    "candle-core",
-    "candle-nn",
-    "gymnasium-rs",
-    "plotters",
-    "plotters-backend",
     "half",
     "num-traits",
+    "plotters",
+    "plotters-backend",
     "rand",
     "rand_chacha",
     "rand_core",
@@ -130,9 +121,8 @@ pub fn run() -> Result<ExitCode> {
         .context("cannot start cargo")?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     if let Ok(mut metadata) = serde_json::from_str(&text)
-        && is_of_a_kernel(&metadata)
+        && prune_what_is_known(&mut metadata)
     {
-        prune(&mut metadata);
         text = metadata.to_string() + "\n";
     }
     print!("{text}");
@@ -141,7 +131,48 @@ pub fn run() -> Result<ExitCode> {
     ))
 }
 
-/// Whether the metadata are those of evcxr's crate `ctx` (and not of the standard library).
+/// Prunes the metadata of a kernel's crate and of the standard library; says whether it did.
+fn prune_what_is_known(metadata: &mut Value) -> bool {
+    if is_of_a_kernel(metadata) {
+        prune(metadata);
+    } else if is_of_std(metadata) {
+        prune_std(metadata);
+    } else {
+        return false;
+    }
+    true
+}
+
+/// Whether the metadata are those of the standard library's own workspace.
+fn is_of_std(metadata: &Value) -> bool {
+    let root = metadata["workspace_root"].as_str().unwrap_or_default();
+    root.ends_with("rustlib/src/rust/library")
+}
+
+/// Leaves the standard library's own crates and none from a registry (libc, gimli, …).
+fn prune_std(metadata: &mut Value) {
+    let own: HashSet<String> = packages(metadata)
+        .filter(|package| package["source"].is_null())
+        .filter_map(|package| package["id"].as_str().map(str::to_owned))
+        .collect();
+    let kept = |id: &Value| id.as_str().is_some_and(|id| own.contains(id));
+    if let Some(packages) = metadata["packages"].as_array_mut() {
+        packages.retain(|package| kept(&package["id"]));
+    }
+    if let Some(nodes) = metadata["resolve"]["nodes"].as_array_mut() {
+        nodes.retain(|node| kept(&node["id"]));
+        for node in nodes {
+            if let Some(deps) = node["deps"].as_array_mut() {
+                deps.retain(|dep| kept(&dep["pkg"]));
+            }
+            if let Some(ids) = node["dependencies"].as_array_mut() {
+                ids.retain(kept);
+            }
+        }
+    }
+}
+
+/// Whether the metadata are those of evcxr's crate `ctx`.
 fn is_of_a_kernel(metadata: &Value) -> bool {
     let root = metadata["resolve"]["root"].as_str();
     packages(metadata).any(|package| package["id"].as_str() == root && package["name"] == "ctx")
@@ -166,8 +197,8 @@ fn prune(metadata: &mut Value) {
     let mut uses: HashMap<String, Vec<String>> = HashMap::new();
     let nodes = metadata["resolve"]["nodes"].as_array_mut();
     for node in nodes.into_iter().flatten() {
-        let ours = OURS.contains(&name(&node["id"]));
-        let kept = |id: &Value| !ours || IN_INTERFACES.contains(&name(id));
+        let lean = LEAN.contains(&name(&node["id"]));
+        let kept = |id: &Value| !lean || LEAN.contains(&name(id));
         if let Some(deps) = node["deps"].as_array_mut() {
             deps.retain(|dep| kept(&dep["pkg"]));
         }
@@ -244,12 +275,9 @@ mod tests {
         ]);
         assert!(is_of_a_kernel(&metadata));
         prune(&mut metadata);
-        assert_eq!(
-            names(&metadata),
-            ["ctx", "course", "candle-core", "half", "zerocopy"]
-        );
+        assert_eq!(names(&metadata), ["ctx", "course", "candle-core", "half"]);
         let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
-        assert_eq!(nodes.len(), 5);
+        assert_eq!(nodes.len(), 4);
         assert_eq!(nodes[1]["deps"], json!([{"pkg": "candle-core 1"}]));
     }
 
@@ -267,6 +295,18 @@ mod tests {
             names(&metadata),
             ["ctx", "course", "statrs", "nalgebra", "typenum"]
         );
+    }
+
+    #[test]
+    fn the_standard_library_is_read_without_its_registry_crates() {
+        let mut std = metadata(&[("std", &["core", "libc"]), ("core", &[]), ("libc", &[])]);
+        std["workspace_root"] = json!("/t/lib/rustlib/src/rust/library");
+        std["packages"][2]["source"] = json!("registry");
+        assert!(prune_what_is_known(&mut std));
+        assert_eq!(names(&std), ["std", "core"]);
+        let nodes = std["resolve"]["nodes"].as_array().unwrap();
+        assert_eq!(nodes[0]["dependencies"], json!(["core 1"]));
+        assert_eq!(nodes.len(), 2);
     }
 
     #[test]
