@@ -8,6 +8,7 @@ are stored, normalised so that a second run gives the same file.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -171,6 +172,8 @@ def execute(path, options):
             report["seconds"] = round(time.monotonic() - start, 2)
             metrics = {e["metric"]: e["value"] for e in events.read() if "metric" in e}
             report["metrics"] = metrics
+            # nbclient puts every cell that it runs into its notebook: what is stored is a copy.
+            executed = copy.deepcopy(notebook)
             if options.exercises:
                 run_exercises(client, notebook, events)
                 report["exercises"] = len(tagged(notebook, "starter-"))
@@ -183,9 +186,9 @@ def execute(path, options):
         events.close()
     report.setdefault("seconds", round(time.monotonic() - start, 2))
     if report["ok"] and options.write:
-        normalise(notebook, committed, metrics)
+        normalise(executed, committed, metrics)
         part = path.with_suffix(".part")
-        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        part.write_text(nbformat.writes(executed) + "\n", encoding="utf-8")
         os.replace(part, path)
     return report
 
