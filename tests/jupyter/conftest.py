@@ -17,6 +17,10 @@ KERNELS = Path(os.environ["COURSE_HOME"], "kernels")
 DEP = ':dep course = { path = "../crates/course" }\nuse course::prelude::*;'
 STARTUP = 600
 
+# `cargo course test` runs below cargo, whose library path would hide a kernel that cannot find
+# Rust's standard library: the tests start kernels as a plain Jupyter does.
+os.environ.pop("LD_LIBRARY_PATH", None)
+
 
 class Cells:
     """A running kernel: cells go in, what they said comes out."""

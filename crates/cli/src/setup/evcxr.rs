@@ -53,6 +53,18 @@ impl Rustc {
         self.sysroot.join("lib/rustlib/src/rust/library")
     }
 
+    /// The folder of the standard library, compiled for this machine.
+    pub fn library(&self) -> PathBuf {
+        let host = self
+            .version
+            .lines()
+            .find_map(|line| line.strip_prefix("host: "));
+        self.sysroot
+            .join("lib/rustlib")
+            .join(host.unwrap_or_default())
+            .join("lib")
+    }
+
     /// The toolchain's name for `RUSTUP_TOOLCHAIN`, where rustup manages it.
     pub fn toolchain(&self) -> Option<String> {
         let parent = self.sysroot.parent()?;
@@ -196,6 +208,19 @@ mod tests {
             "rustc 1.95.0"
         ));
         assert!(!is_ours("{", "rustc 1.95.0"));
+    }
+
+    #[test]
+    fn the_standard_library_of_this_compiler_is_where_it_is_said_to_be() {
+        let rustc = Rustc::of(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let files = fs::read_dir(rustc.library()).unwrap().flatten();
+        let names: Vec<_> = files
+            .map(|f| f.file_name().to_string_lossy().into_owned())
+            .collect();
+        assert!(
+            names.iter().any(|name| name.starts_with("libstd-")),
+            "{names:?}"
+        );
     }
 
     #[test]

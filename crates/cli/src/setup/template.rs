@@ -249,6 +249,18 @@ impl KernelEnvironment<'_> {
         if let Some(toolchain) = self.installed.rustc.toolchain() {
             command.env("RUSTUP_TOOLCHAIN", toolchain);
         }
+        // A cell's library lies one folder above where its relative path to Rust's standard
+        // library fits. (Under `cargo run` the variable is set; a plain Jupyter knows nothing.)
+        let library = if cfg!(target_os = "macos") {
+            "DYLD_FALLBACK_LIBRARY_PATH"
+        } else {
+            "LD_LIBRARY_PATH"
+        };
+        let own = self.installed.rustc.library();
+        let others = without_target(library, self.checkout);
+        if let Ok(paths) = std::env::join_paths(std::iter::once(own).chain(others)) {
+            command.env(library, paths);
+        }
         command
             .env("EVCXR_TMPDIR", dir)
             .env("EVCXR_CONFIG_DIR", self.config)
@@ -282,13 +294,19 @@ pub fn without_cargo(command: &mut Command, checkout: &Checkout) {
             command.env_remove(name);
         }
     }
-    if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
-        let target = checkout.join("target");
-        let kept = std::env::split_paths(&path).filter(|dir| !dir.starts_with(&target));
-        if let Ok(kept) = std::env::join_paths(kept) {
-            command.env("LD_LIBRARY_PATH", kept);
-        }
+    if let Ok(kept) = std::env::join_paths(without_target("LD_LIBRARY_PATH", checkout)) {
+        command.env("LD_LIBRARY_PATH", kept);
     }
+}
+
+/// The folders of a search path that do not lie in the checkout's `target`, where an older
+/// libcourse may be.
+fn without_target(variable: &str, checkout: &Checkout) -> Vec<PathBuf> {
+    let target = checkout.join("target");
+    let path = std::env::var_os(variable).unwrap_or_default();
+    std::env::split_paths(&path)
+        .filter(|dir| !dir.as_os_str().is_empty() && !dir.starts_with(&target))
+        .collect()
 }
 
 /// A path as a TOML string, in the form in which evcxr writes it.
