@@ -68,7 +68,10 @@ pub fn command(home: &Home, checkout: &Checkout, action: &Action) -> Result<bool
     if !output.status.success() {
         bail!("the measurement failed (see above)");
     }
-    let report: Value = serde_json::from_slice(&output.stdout).context("no figures came back")?;
+    // The kernels write to the same stdout; the figures are the line of JSON.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = text.lines().rev().find(|line| line.starts_with('{'));
+    let report: Value = serde_json::from_str(report.context("no figures came back")?)?;
     let well = print(&report);
     if let Some(file) = json {
         write_atomic(file, serde_json::to_string_pretty(&report)? + "\n")?;
