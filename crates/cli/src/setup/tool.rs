@@ -81,6 +81,8 @@ pub fn explain(log: &[String]) -> Option<String> {
         "connection refused",
         "connection timed out",
         "newconnectionerror",
+        // What pip says of an index that it cannot reach.
+        "(from versions: none)",
         "could not connect to server",
         "couldn't connect to server",
         "failed to connect to",
@@ -171,6 +173,11 @@ mod tests {
             (
                 "The virtual environment was not created successfully because ensurepip is not\navailable",
                 "venv",
+            ),
+            (
+                "ERROR: Could not find a version that satisfies the requirement anyio==4.16.0 \
+                 (from versions: none)",
+                "network",
             ),
             ("error: linker `cc` not found", "C compiler"),
             (
