@@ -49,7 +49,7 @@ pub fn kernel(connection_file: &Path) -> Result<()> {
         installed: &installed,
         config: &config,
     };
-    environment.apply(&mut command, &folder.work)?;
+    environment.apply(&mut command, &folder.dir)?;
     // A session of its own: Jupyter's SIGINT reaches the launcher alone.
     // SAFETY: setsid is async-signal-safe.
     unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) };
@@ -101,20 +101,20 @@ fn place(installed: &Installed) -> Result<(Checkout, PathBuf)> {
 /// shows the compiler's message there.
 fn warm(home: &Home, checkout: &Checkout, installed: &Installed, folder: &Folder) -> PathBuf {
     let made = template::ensure(home, checkout, installed, &mut Steps::new(1))
-        .and_then(|made| template::copy(&made.dir, &folder.work).map(|()| made.config));
+        .and_then(|made| template::copy(&made.dir, &folder.dir).map(|()| made.config));
     made.unwrap_or_else(|error| {
         eprintln!(
             "The warm kernel could not be prepared, so the first cell compiles everything itself \
              (minutes) and shows what is wrong.\n{error:#}"
         );
-        fs::remove_dir_all(&folder.work).ok();
+        fs::remove_dir_all(&folder.dir).ok();
         // What an older template holds of candle need not be compiled again.
-        let older = template::newest(home).map(|older| template::copy(&older, &folder.work));
+        let older = template::newest(home).map(|older| template::copy(&older, &folder.dir));
         if !matches!(older, Some(Ok(()))) {
-            fs::create_dir_all(&folder.work).ok();
+            fs::create_dir_all(&folder.dir).ok();
         }
-        fs::copy(checkout.join("Cargo.lock"), folder.work.join("Cargo.lock")).ok();
-        folder.work.join("no-config")
+        fs::copy(checkout.join("Cargo.lock"), folder.dir.join("Cargo.lock")).ok();
+        folder.dir.join("no-config")
     })
 }
 
@@ -160,10 +160,8 @@ fn runtimes(evcxr: u32) -> Vec<i32> {
 
 /// A kernel's folder `kernels/run-…` with its lock, held as long as this process lives.
 struct Folder {
-    /// The folder as a whole.
-    dir: PathBuf,
     /// evcxr's working folder, at the depth of the template.
-    work: PathBuf,
+    dir: PathBuf,
     _lock: File,
 }
 
@@ -184,11 +182,7 @@ impl Folder {
                 .as_os_str()
                 .as_encoded_bytes(),
         )?;
-        Ok(Self {
-            work: dir.clone(),
-            dir,
-            _lock: lock,
-        })
+        Ok(Self { dir, _lock: lock })
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Options {
     /// Store the outputs in the notebooks, and the metrics in tests/expected
     #[arg(long)]
     write: bool,
-    /// How many notebooks run at once; each kernel takes about 1 GB of memory
+    /// How many notebooks run at once; each kernel takes about 0.6 GB of memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
     /// Where the tensors live

@@ -59,7 +59,6 @@ class Events:
 
 def run_cell(client, cell, number):
     """Runs a cell; raises Failed for everything that a learner would call a failure."""
-    client.execution_count = 0
     try:
         client.execute_cell(cell, number - 1)
     except CellTimeoutError:
