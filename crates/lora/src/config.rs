@@ -1,61 +1,9 @@
-//! What a LoRA layer is built from: rank, alpha, the scaling rule and the initialisation.
+//! What a LoRA adapter is built from: PEFT's `LoraConfig` and `VeraConfig`.
 
-use candle_core::{DType, Device, Tensor};
-use rand::Rng;
-use rand_distr::StandardNormal;
+use crate::targets::{Pattern, TargetModules};
+use crate::{Error, Init, Result};
 
-use crate::{Error, Result};
-
-/// How the matrix A starts. B starts at zero either way, so a fresh layer changes nothing.
-///
-/// Source: PEFT `tuners/lora/layer.py`, `reset_lora_parameters`.
-///
-/// ```
-/// use lora::{Init, LoraConfig};
-///
-/// assert_eq!(LoraConfig::default().init_lora_weights, Init::Kaiming);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Init {
-    /// A ~ U(−1/√in, 1/√in): Kaiming uniform with a = √5, PEFT's `init_lora_weights=True`.
-    #[default]
-    Kaiming,
-    /// A ~ N(0, σ = 1/r), PEFT's `init_lora_weights="gaussian"`.
-    Gaussian,
-}
-
-impl Init {
-    /// A fresh A (r, in). Drawn in f64 and rounded once, so every type sees the same numbers.
-    pub(crate) fn lora_a(
-        self,
-        r: usize,
-        in_features: usize,
-        dtype: DType,
-        device: &Device,
-        rng: &mut (impl Rng + ?Sized),
-    ) -> Result<Tensor> {
-        let count = r * in_features;
-        let values: Vec<f64> = match self {
-            Init::Kaiming => {
-                let bound = 1.0 / (in_features as f64).sqrt();
-                (0..count)
-                    .map(|_| bound * (2.0 * rng.random::<f64>() - 1.0))
-                    .collect()
-            }
-            Init::Gaussian => {
-                let std = 1.0 / r as f64;
-                (0..count)
-                    .map(|_| std * rng.sample::<f64, _>(StandardNormal))
-                    .collect()
-            }
-        };
-        let a = Tensor::from_vec(values, (r, in_features), &Device::Cpu)?;
-        Ok(a.to_dtype(dtype)?.to_device(device)?)
-    }
-}
-
-/// The settings of a LoRA layer, under PEFT's names and with PEFT's defaults.
+/// The settings of a LoRA adapter, under PEFT's names and with PEFT's defaults.
 ///
 /// Source: PEFT `tuners/lora/config.py`; Hu et al. 2021, arXiv:2106.09685, section 4.1.
 ///
@@ -74,8 +22,33 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Scales by α/√r instead of α/r (rsLoRA, arXiv:2312.03732). Off by default.
     pub use_rslora: bool,
-    /// How A starts. PEFT's default is [`Init::Kaiming`].
+    /// How A and B start. PEFT's default is [`Init::Kaiming`].
     pub init_lora_weights: Init,
+    /// The probability with which training drops a number of the adapter's input. Off by default.
+    pub lora_dropout: f64,
+    /// Splits the weight into magnitude and direction (DoRA, arXiv:2402.09353). Off by default.
+    pub use_dora: bool,
+    /// Gives B a bias of its own. Off by default.
+    pub lora_bias: bool,
+    /// Which biases of the base train beside A and B. [`Bias::None`] by default.
+    pub bias: Bias,
+    /// The layers that get the adapter; needed by [`LoraModel`](crate::LoraModel) only.
+    pub target_modules: Option<TargetModules>,
+    /// Layers that get none although `target_modules` names them.
+    pub exclude_modules: Option<TargetModules>,
+    /// The numbers of the layers (as in `layers.3`) that get the adapter; all by default.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// The names before those numbers, such as `layers`; any by default.
+    pub layers_pattern: Vec<String>,
+    /// Other ranks for the layers that a pattern matches; the first match counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Other α for the layers that a pattern matches; the first match counts.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Layers that train whole and are saved with the adapter, such as a new head.
+    pub modules_to_save: Vec<String>,
+    /// The base checkpoint stores linear weights as (in, out), as GPT-2's do. The layers here
+    /// always hold (out, in); the flag concerns files and merged checkpoints.
+    pub fan_in_fan_out: bool,
 }
 
 impl Default for LoraConfig {
@@ -85,8 +58,36 @@ impl Default for LoraConfig {
             lora_alpha: 8.0,
             use_rslora: false,
             init_lora_weights: Init::Kaiming,
+            lora_dropout: 0.0,
+            use_dora: false,
+            lora_bias: false,
+            bias: Bias::None,
+            target_modules: None,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
+            fan_in_fan_out: false,
         }
     }
+}
+
+/// Which biases of the base model train beside A and B: PEFT's `bias`.
+///
+/// ```
+/// assert_eq!(lora::LoraConfig::default().bias, lora::Bias::None);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bias {
+    /// None: the base stays frozen.
+    #[default]
+    None,
+    /// The biases of the layers that have an adapter.
+    LoraOnly,
+    /// The biases of all layers.
+    All,
 }
 
 impl LoraConfig {
@@ -135,6 +136,86 @@ impl LoraConfig {
         self
     }
 
+    /// Sets the dropout probability of the adapter's input; it acts in training only.
+    ///
+    /// ```
+    /// assert_eq!(lora::LoraConfig::new(8, 16.0).with_dropout(0.1).lora_dropout, 0.1);
+    /// ```
+    #[must_use]
+    pub fn with_dropout(mut self, lora_dropout: f64) -> Self {
+        self.lora_dropout = lora_dropout;
+        self
+    }
+
+    /// Chooses DoRA (`true`): a trained magnitude for each output beside A and B.
+    ///
+    /// ```
+    /// assert!(lora::LoraConfig::new(8, 16.0).with_dora(true).use_dora);
+    /// ```
+    #[must_use]
+    pub fn with_dora(mut self, use_dora: bool) -> Self {
+        self.use_dora = use_dora;
+        self
+    }
+
+    /// Gives B a bias (`true`).
+    ///
+    /// ```
+    /// assert!(lora::LoraConfig::new(8, 16.0).with_lora_bias(true).lora_bias);
+    /// ```
+    #[must_use]
+    pub fn with_lora_bias(mut self, lora_bias: bool) -> Self {
+        self.lora_bias = lora_bias;
+        self
+    }
+
+    /// Names the layers that get the adapter.
+    ///
+    /// ```
+    /// use lora::{LoraConfig, TargetModules};
+    ///
+    /// let config = LoraConfig::new(8, 16.0).with_targets(["q_proj", "v_proj"]);
+    /// assert_eq!(config.target_modules, Some(TargetModules::from(["q_proj", "v_proj"])));
+    ///
+    /// let config = LoraConfig::new(8, 16.0).with_targets(TargetModules::AllLinear);
+    /// assert_eq!(config.target_modules, Some(TargetModules::AllLinear));
+    /// ```
+    #[must_use]
+    pub fn with_targets(mut self, targets: impl Into<TargetModules>) -> Self {
+        self.target_modules = Some(targets.into());
+        self
+    }
+
+    /// The settings of one layer: rank and α after `rank_pattern` and `alpha_pattern`.
+    ///
+    /// A key matches a path that ends with it, at a dot; it is a regular expression. The first
+    /// matching key counts, separately for rank and α.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`] when a key is not a regular expression.
+    ///
+    /// Source: PEFT `utils/other.py`, `get_pattern_key`.
+    ///
+    /// ```
+    /// let mut config = lora::LoraConfig::new(8, 16.0);
+    /// config.rank_pattern = vec![("layers\\.0\\.q_proj".into(), 2), ("q_proj".into(), 4)];
+    /// assert_eq!(config.for_layer("model.layers.0.q_proj")?.r, 2);
+    /// assert_eq!(config.for_layer("model.layers.1.q_proj")?.r, 4);
+    /// assert_eq!(config.for_layer("model.layers.1.v_proj")?.r, 8);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    pub fn for_layer(&self, path: &str) -> Result<Self> {
+        let mut own = self.clone();
+        if let Some(r) = first_match("rank_pattern", &self.rank_pattern, path)? {
+            own.r = r;
+        }
+        if let Some(alpha) = first_match("alpha_pattern", &self.alpha_pattern, path)? {
+            own.lora_alpha = alpha;
+        }
+        Ok(own)
+    }
+
     /// The factor s of the update: s = α/r, or s = α/√r with `use_rslora`.
     ///
     /// This is the only place of the rule. It divides by the rank: [`validate`](Self::validate)
@@ -162,7 +243,10 @@ impl LoraConfig {
     ///
     /// # Errors
     ///
-    /// [`Error::Rank`] when r = 0, [`Error::Alpha`] when α is NaN, infinite, zero or negative.
+    /// [`Error::Rank`] when a rank is 0, [`Error::Alpha`] when an α is NaN, infinite, zero or
+    /// negative, [`Error::Dropout`] outside [0, 1), [`Error::Unsupported`] for options that
+    /// exclude each other: `lora_bias` with DoRA, or with an initialisation that PEFT does not
+    /// allow beside it, and an odd rank with [`Init::Orthogonal`].
     ///
     /// ```
     /// use lora::LoraConfig;
@@ -172,14 +256,145 @@ impl LoraConfig {
     /// assert!(LoraConfig::new(8, f64::NAN).validate().is_err());
     /// ```
     pub fn validate(&self) -> Result<()> {
+        let ranks = self.rank_pattern.iter().map(|(_, r)| *r);
+        if ranks.chain([self.r]).any(|r| r == 0) {
+            return Err(Error::Rank);
+        }
+        for alpha in self
+            .alpha_pattern
+            .iter()
+            .map(|(_, alpha)| *alpha)
+            .chain([self.lora_alpha])
+        {
+            if !(alpha.is_finite() && alpha > 0.0) {
+                return Err(Error::Alpha { alpha });
+            }
+        }
+        checked_dropout("LoraConfig", self.lora_dropout)?;
+        if self.lora_bias && self.use_dora {
+            return Err(unsupported(
+                "LoraConfig: lora_bias with use_dora",
+                "choose one of them",
+            ));
+        }
+        let plain = matches!(self.init_lora_weights, Init::Kaiming | Init::Random);
+        if self.lora_bias && !plain {
+            return Err(unsupported(
+                "LoraConfig: lora_bias with this init_lora_weights",
+                "PEFT allows it with Init::Kaiming and Init::Random only",
+            ));
+        }
+        if self.init_lora_weights == Init::Orthogonal && !self.r.is_multiple_of(2) {
+            return Err(unsupported(
+                &format!(
+                    "LoraConfig: Init::Orthogonal with the odd rank r = {}",
+                    self.r
+                ),
+                "it splits an orthogonal r × r matrix into halves; use an even r",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The settings of a VeRA adapter: two shared random matrices, frozen, and two trained vectors a
+/// layer.
+///
+/// y = x Wᵀ + b + λ_b ⊙ ((λ_d ⊙ (x Aᵀ)) Bᵀ), A and B from a [`VeraProjection`](crate::VeraProjection).
+///
+/// Source: arXiv:2310.11454; PEFT `tuners/vera/config.py`.
+///
+/// ```
+/// let config = lora::VeraConfig::default();
+/// assert_eq!((config.r, config.d_initial, config.vera_dropout), (256, 0.1, 0.0));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct VeraConfig {
+    /// The rank of the shared matrices. PEFT's default is 256.
+    pub r: usize,
+    /// What λ_d starts with; λ_b starts at zero. PEFT's default is 0.1.
+    pub d_initial: f64,
+    /// The dropout probability of the adapter's input in training. Off by default.
+    pub vera_dropout: f64,
+    /// The layers that get the adapter; needed by [`LoraModel`](crate::LoraModel) only.
+    pub target_modules: Option<TargetModules>,
+    /// PEFT's seed of the shared matrices, kept for files; PEFT's default is 0.
+    pub projection_prng_key: u64,
+}
+
+impl Default for VeraConfig {
+    fn default() -> Self {
+        Self {
+            r: 256,
+            d_initial: 0.1,
+            vera_dropout: 0.0,
+            target_modules: None,
+            projection_prng_key: 0,
+        }
+    }
+}
+
+impl VeraConfig {
+    /// Says whether an adapter can be built from these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rank`] when r = 0, [`Error::Dropout`] outside [0, 1), [`Error::Unsupported`] when
+    /// `d_initial` is not finite.
+    ///
+    /// ```
+    /// use lora::VeraConfig;
+    ///
+    /// assert!(VeraConfig::default().validate().is_ok());
+    /// assert!(VeraConfig { r: 0, ..VeraConfig::default() }.validate().is_err());
+    /// ```
+    pub fn validate(&self) -> Result<()> {
         if self.r == 0 {
             return Err(Error::Rank);
         }
-        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return Err(Error::Alpha {
-                alpha: self.lora_alpha,
-            });
+        if !self.d_initial.is_finite() {
+            return Err(unsupported(
+                &format!("VeraConfig: d_initial = {}", self.d_initial),
+                "λ_d must start finite; PEFT's default is 0.1",
+            ));
         }
+        checked_dropout("VeraConfig", self.vera_dropout)
+    }
+
+    /// The part of the settings that chooses layers.
+    pub(crate) fn as_lora(&self) -> LoraConfig {
+        LoraConfig {
+            r: self.r,
+            target_modules: self.target_modules.clone(),
+            ..LoraConfig::default()
+        }
+    }
+}
+
+fn checked_dropout(config: &'static str, p: f64) -> Result<()> {
+    if (0.0..1.0).contains(&p) {
         Ok(())
+    } else {
+        Err(Error::Dropout { config, p })
+    }
+}
+
+fn first_match<T: Copy>(
+    field: &'static str,
+    patterns: &[(String, T)],
+    path: &str,
+) -> Result<Option<T>> {
+    for (key, value) in patterns {
+        if Pattern::ending(field, key)?.matches(path)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+pub(crate) fn unsupported(what: &str, why: &str) -> Error {
+    Error::Unsupported {
+        what: what.to_string(),
+        why: why.to_string(),
     }
 }

@@ -107,8 +107,8 @@ impl Case {
     /// A layer whose B is no longer zero.
     fn layer(&self, dtype: DType, rng: &mut ChaCha8Rng) -> Result<LoraLinear> {
         let layer = LoraLinear::new("case", self.base(dtype, rng)?, &self.config(), rng)?;
-        let b = random(&[self.out_features, self.r], layer.lora_b().dtype(), rng)?;
-        layer.lora_b().set(&b)?;
+        let b = random(&[self.out_features, self.r], layer.lora_b()?.dtype(), rng)?;
+        layer.lora_b()?.set(&b)?;
         Ok(layer)
     }
 
@@ -140,8 +140,8 @@ fn matrix(t: &Tensor) -> Result<Vec<Vec<f64>>> {
 fn by_hand(layer: &LoraLinear, scaling: f64, x: &Tensor) -> Result<Vec<f64>> {
     let (w, a, b) = (
         matrix(layer.base().weight())?,
-        matrix(layer.lora_a())?,
-        matrix(layer.lora_b())?,
+        matrix(layer.lora_a()?.as_tensor())?,
+        matrix(layer.lora_b()?.as_tensor())?,
     );
     let bias = layer.base().bias().map(values).transpose()?;
     let mut y = vec![];
@@ -205,7 +205,9 @@ fn a_fresh_layer_is_its_base_exactly() -> Result<()> {
                 );
                 assert!(values(&layer.delta_weight()?)?.iter().all(|d| *d == 0.0));
                 assert!(
-                    values(layer.lora_a())?.iter().any(|a| *a != 0.0),
+                    values(layer.lora_a()?.as_tensor())?
+                        .iter()
+                        .any(|a| *a != 0.0),
                     "A must not be zero"
                 );
             }
@@ -256,7 +258,10 @@ fn an_input_that_is_not_contiguous_gives_the_same() -> Result<()> {
 fn delta_weight_is_s_b_a() -> Result<()> {
     for case in CASES {
         let layer = case.layer(DType::F64, &mut seeded(4))?;
-        let (a, b) = (matrix(layer.lora_a())?, matrix(layer.lora_b())?);
+        let (a, b) = (
+            matrix(layer.lora_a()?.as_tensor())?,
+            matrix(layer.lora_b()?.as_tensor())?,
+        );
         let mut want = vec![];
         for o in 0..case.out_features {
             for i in 0..case.in_features {
@@ -310,8 +315,12 @@ fn at_b_zero_only_b_learns() -> Result<()> {
         let layer = LoraLinear::new("fresh", base, &case.config(), &mut rng)?;
         let x = case.input(DType::F32, &mut rng)?;
         let grads = layer.forward(&x)?.sqr()?.sum_all()?.backward()?;
-        let da = grads.get(layer.lora_a()).expect("A is in the graph");
-        let db = grads.get(layer.lora_b()).expect("B is in the graph");
+        let da = grads
+            .get(layer.lora_a()?.as_tensor())
+            .expect("A is in the graph");
+        let db = grads
+            .get(layer.lora_b()?.as_tensor())
+            .expect("B is in the graph");
         assert!(
             values(da)?.iter().all(|g| *g == 0.0),
             "{case:?}: dA = Bᵀ… is zero"
@@ -337,7 +346,7 @@ fn a_base_given_as_variables_gets_no_gradient() -> Result<()> {
         let base = Linear::new(given, Some(bias.as_tensor().clone()));
         let layer = LoraLinear::new("frozen", base, &case.config(), &mut rng)?;
         layer
-            .lora_b()
+            .lora_b()?
             .set(&random(&[5, 3], DType::F32, &mut rng)?)?;
         let grads = layer
             .forward(&case.input(DType::F32, &mut rng)?)?
@@ -351,7 +360,10 @@ fn a_base_given_as_variables_gets_no_gradient() -> Result<()> {
             );
         }
         assert!(grads.get(layer.base().weight()).is_none());
-        assert!(grads.get(layer.lora_a()).is_some() && grads.get(layer.lora_b()).is_some());
+        assert!(
+            grads.get(layer.lora_a()?.as_tensor()).is_some()
+                && grads.get(layer.lora_b()?.as_tensor()).is_some()
+        );
         assert!(!layer.base().weight().track_op() && !layer.base().bias().unwrap().track_op());
     }
     Ok(())
@@ -380,12 +392,13 @@ fn a_training_step_moves_a_and_b_and_nothing_else() -> Result<()> {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let layer = CASES[0].layer(dtype, &mut rng)?;
         let state = |l: &LoraLinear| -> Result<[Vec<f64>; 4]> {
-            let bias = l.base().bias().expect("case 0 has a bias");
+            let base = l.base();
+            let bias = base.bias().expect("case 0 has a bias");
             Ok([
                 values(l.base().weight())?,
                 values(bias)?,
-                values(l.lora_a())?,
-                values(l.lora_b())?,
+                values(l.lora_a()?.as_tensor())?,
+                values(l.lora_b()?.as_tensor())?,
             ])
         };
         let before = state(&layer)?;
@@ -417,8 +430,12 @@ fn gradients_equal_finite_differences() -> Result<()> {
         // Not a plain sum: every output has a weight of its own, and the loss is curved.
         let loss = || -> Result<Tensor> { (layer.forward(&x)?.sqr()? * &probe)?.sum_all() };
         let grads = loss()?.backward()?;
-        for (what, var) in [("A", layer.lora_a()), ("B", layer.lora_b()), ("x", &x)] {
-            let (start, shape) = (values(var)?, var.shape().clone());
+        for (what, var) in [
+            ("A", layer.lora_a()?),
+            ("B", layer.lora_b()?),
+            ("x", x.clone()),
+        ] {
+            let (start, shape) = (values(&var)?, var.shape().clone());
             let mut want = vec![];
             for i in 0..start.len() {
                 let at = |step: f64| -> Result<f64> {
@@ -431,7 +448,7 @@ fn gradients_equal_finite_differences() -> Result<()> {
                 want.push((at(h)? - at(-h)?) / (2.0 * h));
             }
             var.set(&Tensor::from_vec(start, shape.clone(), &CPU)?)?;
-            let got = values(grads.get(var).expect("in the graph"))?;
+            let got = values(grads.get(&var).expect("in the graph"))?;
             assert_close(&got, &want, 1e-7, &format!("{case:?}: d{what}"));
         }
     }
@@ -451,7 +468,8 @@ fn scaling_follows_both_rules_and_reaches_the_layer() -> Result<()> {
         assert_eq!(config.scaling(), want);
         let base = Linear::new(Tensor::ones((3, 4), DType::F32, &CPU)?, None);
         let layer = LoraLinear::new("scaled", base, &config, &mut seeded(11))?;
-        assert_eq!((layer.scaling(), layer.r()), (want, r));
+        let adapter = layer.adapter("default")?;
+        assert_eq!((adapter.scaling(), adapter.r()), (want, r));
     }
     let default = LoraConfig::default();
     assert_eq!(
@@ -467,7 +485,11 @@ fn the_seed_decides_a() -> Result<()> {
         let a = |seed, dtype| -> Result<Vec<f64>> {
             let base = Linear::new(Tensor::ones((3, 4), dtype, &CPU)?, None);
             let config = LoraConfig::new(2, 4.0).with_init(init);
-            values(LoraLinear::new("seeded", base, &config, &mut seeded(seed))?.lora_a())
+            values(
+                LoraLinear::new("seeded", base, &config, &mut seeded(seed))?
+                    .lora_a()?
+                    .as_tensor(),
+            )
         };
         assert_eq!(a(1, DType::F32)?, a(1, DType::F32)?);
         assert_ne!(a(1, DType::F32)?, a(2, DType::F32)?);
@@ -509,7 +531,7 @@ fn golden_values_of_a() -> Result<()> {
         let base = Linear::new(Tensor::ones((4, 3), DType::F64, &CPU)?, None);
         let config = LoraConfig::new(2, 4.0).with_init(init);
         let layer = LoraLinear::new("golden", base, &config, &mut seeded(42))?;
-        let got = values(layer.lora_a())?;
+        let got = values(layer.lora_a()?.as_tensor())?;
         assert_close(&got, &want, 1e-15, &format!("{init:?}"));
     }
     Ok(())
@@ -521,7 +543,11 @@ fn one_generator_feeds_several_layers() -> Result<()> {
     let mut rng = seeded(12);
     let mut a = || -> Result<Vec<f64>> {
         let base = Linear::new(Tensor::ones((3, 4), DType::F32, &CPU)?, None);
-        values(LoraLinear::new("one", base, &LoraConfig::new(2, 4.0), &mut rng)?.lora_a())
+        values(
+            LoraLinear::new("one", base, &LoraConfig::new(2, 4.0), &mut rng)?
+                .lora_a()?
+                .as_tensor(),
+        )
     };
     assert_ne!(a()?, a()?);
     Ok(())
@@ -533,7 +559,11 @@ fn a_has_pefts_distribution() -> Result<()> {
     let a = |init| -> Result<Vec<f64>> {
         let base = Linear::new(Tensor::ones((2, in_features), DType::F32, &CPU)?, None);
         let config = LoraConfig::new(r, 4.0).with_init(init);
-        values(LoraLinear::new("drawn", base, &config, &mut seeded(13))?.lora_a())
+        values(
+            LoraLinear::new("drawn", base, &config, &mut seeded(13))?
+                .lora_a()?
+                .as_tensor(),
+        )
     };
     let moments = |v: &[f64]| {
         let mean = v.iter().sum::<f64>() / v.len() as f64;
@@ -573,7 +603,7 @@ fn adapters_of_a_half_precision_base_are_f32() -> Result<()> {
     ] {
         let layer = CASES[0].layer(base, &mut seeded(14))?;
         assert_eq!(
-            (layer.lora_a().dtype(), layer.lora_b().dtype()),
+            (layer.lora_a()?.dtype(), layer.lora_b()?.dtype()),
             (adapter, adapter)
         );
         assert_eq!(layer.base().weight().dtype(), base);
@@ -599,8 +629,8 @@ fn names_counts_and_text() -> Result<()> {
     ];
     assert_eq!(names, want);
     assert!(names.is_sorted());
-    assert_eq!(parameters[0].1.id(), layer.lora_a().id());
-    assert_eq!(parameters[1].1.id(), layer.lora_b().id());
+    assert_eq!(parameters[0].1.id(), layer.lora_a()?.id());
+    assert_eq!(parameters[1].1.id(), layer.lora_b()?.id());
 
     let count = layer.parameter_count();
     assert_eq!(count.trainable, 8 * (768 + 512));
@@ -625,9 +655,9 @@ fn clones_share_a_and_b() -> Result<()> {
     let layer = CASES[0].layer(DType::F32, &mut seeded(16))?;
     let twin = layer.clone();
     layer
-        .lora_b()
+        .lora_b()?
         .set(&Tensor::ones((5, 3), DType::F32, &CPU)?)?;
-    assert_eq!(values(twin.lora_b())?, [1.0; 15]);
+    assert_eq!(values(twin.lora_b()?.as_tensor())?, [1.0; 15]);
     Ok(())
 }
 
@@ -751,8 +781,72 @@ fn empty_batches_pass_through() -> Result<()> {
     let layer = CASES[0].layer(DType::F32, &mut seeded(18))?;
     let y = layer.forward(&Tensor::zeros((0, 7), DType::F32, &CPU)?)?;
     let grads = y.sum_all()?.backward()?;
-    if let Some(db) = grads.get(layer.lora_b()) {
+    if let Some(db) = grads.get(layer.lora_b()?.as_tensor()) {
         assert_eq!(values(db)?, [0.0; 15]);
+    }
+    Ok(())
+}
+
+/// What PiSSA took out of W goes back when it leaves, and not while others count on the rest.
+#[test]
+fn a_base_that_was_rewritten_comes_back() -> Result<()> {
+    let mut rng = seeded(19);
+    let weight = random(&[5, 4], DType::F32, &mut rng)?;
+    let config = LoraConfig::new(2, 3.0).with_init(Init::Pissa);
+    let layer = LoraLinear::new("q", Linear::new(weight.clone(), None), &config, &mut rng)?;
+    assert_ne!(values(layer.base().weight())?, values(&weight)?);
+    layer.add_adapter("plain", &LoraConfig::new(2, 3.0), &mut rng)?;
+    let text = layer.delete_adapter("default").unwrap_err().to_string();
+    assert!(
+        text.contains("layer q") && text.contains("\"default\""),
+        "{text}"
+    );
+    layer.delete_adapter("plain")?;
+    layer.delete_adapter("default")?;
+    assert_close(
+        &values(layer.base().weight())?,
+        &values(&weight)?,
+        1e-6,
+        "W",
+    );
+    Ok(())
+}
+
+/// A layer that trains whole beside a base in half precision does so in f32.
+#[test]
+fn whole_layers_of_a_half_precision_base_train_in_f32() -> Result<()> {
+    let mut rng = seeded(20);
+    let frozen = |name: &str, rng: &mut ChaCha8Rng| -> Result<LoraLinear> {
+        let bias = Some(random(&[3], DType::BF16, rng)?);
+        let base = Linear::new(random(&[3, 4], DType::BF16, rng)?, bias);
+        Ok(LoraLinear::frozen(name, base)?)
+    };
+    let (proj, head) = (frozen("proj", &mut rng)?, frozen("head", &mut rng)?);
+    let x = random(&[2, 4], DType::BF16, &mut rng)?;
+    let before = values(&head.forward(&x)?)?;
+    let mut config = LoraConfig::new(2, 3.0).with_targets("proj");
+    config.modules_to_save = vec!["head".to_string()];
+    let mut model = lora::LoraModel::new(&[&proj, &head])?;
+    model.add_adapter("default", &config, &mut rng)?;
+    assert_eq!(values(&head.forward(&x)?)?, before);
+    let parameters = model.trainable_parameters();
+    let names: Vec<_> = parameters
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.dtype()))
+        .collect();
+    assert!(
+        names.contains(&("base_model.model.head.weight", DType::F32)),
+        "{names:?}"
+    );
+    assert!(
+        names.contains(&("base_model.model.head.bias", DType::F32)),
+        "{names:?}"
+    );
+    let y = head.forward(&x)?;
+    assert_eq!(y.dtype(), DType::BF16);
+    let grads = y.to_dtype(DType::F32)?.sum_all()?.backward()?;
+    for (name, var) in parameters.iter().filter(|(n, _)| n.contains("head")) {
+        assert!(grads.get(var).is_some(), "{name}");
     }
     Ok(())
 }

@@ -1,0 +1,224 @@
+//! Merging adapters into the weight, and taking them out again.
+
+use candle_core::{DType, Tensor};
+
+use crate::adapter::Adapter;
+use crate::base::{Base, adapter_dtype, sealed};
+use crate::layer::{LoraLayer, Merged, State};
+use crate::{Error, Result};
+
+impl<B: Base> LoraLayer<B> {
+    /// A plain layer with the active adapters in its weight: the same answers at the base's cost.
+    ///
+    /// W ← W + s B A, or with DoRA W ← (m / n) (W + s B A), for one adapter after the other; the
+    /// bias gains s · b of `lora_bias`, and comes to be where the base had none. The layer itself
+    /// stays as it is; the result is detached and trains nothing. The sum is taken in the type of A
+    /// and B and rounded once to the base's type.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for a grouped convolution.
+    ///
+    /// Source: arXiv:2106.09685 section 4.1, "No Additional Inference Latency"; PEFT
+    /// `tuners/lora/layer.py`, `merge`.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::{Linear, Module};
+    /// # use lora::{LoraConfig, LoraLinear};
+    /// # use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    /// # let base = Linear::new(Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, None);
+    /// # let mut rng = ChaCha8Rng::seed_from_u64(1);
+    /// let layer = LoraLinear::new("q_proj", base, &LoraConfig::new(2, 4.0), &mut rng)?;
+    /// layer.lora_b()?.set(&Tensor::ones((3, 2), DType::F32, &Device::Cpu)?)?;
+    ///
+    /// let x = Tensor::new(&[[1f32, 2., 3., 4.]], &Device::Cpu)?;
+    /// let (apart, merged) = (layer.forward(&x)?, layer.merged()?.forward(&x)?);
+    /// let gap = (apart - merged)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    /// assert!(gap < 1e-5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn merged(&self) -> Result<B> {
+        let state = self.read();
+        match &state.merged {
+            Some(merged) => Ok(merged.base.clone()),
+            None => merge(self.name(), &state),
+        }
+    }
+
+    /// Puts the active adapters into the weight that the layer uses.
+    ///
+    /// A second call changes nothing. The weight without the adapters stays in memory, so that
+    /// [`unmerge`](Self::unmerge) is exact, in half precision too; to save the memory keep
+    /// [`merged`](Self::merged) and drop the layer. Whoever shares the base's tensor, such as a
+    /// tied output head, keeps the tensor it had.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for a grouped convolution.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::{Linear, Module};
+    /// # use lora::{Init, LoraConfig, LoraLinear};
+    /// # use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    /// # let base = Linear::new(Tensor::ones((3, 4), DType::BF16, &Device::Cpu)?, None);
+    /// # let mut rng = ChaCha8Rng::seed_from_u64(1);
+    /// let config = LoraConfig::new(2, 4.0).with_init(Init::Random);
+    /// let layer = LoraLinear::new("q_proj", base, &config, &mut rng)?;
+    /// layer.merge()?;
+    /// assert!(layer.is_merged());
+    /// layer.unmerge();
+    /// # use candle_core::DType::F32;
+    /// assert_eq!(layer.base().weight().to_dtype(F32)?.to_vec2::<f32>()?, [[1f32; 4]; 3]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn merge(&self) -> Result<()> {
+        self.merge_if(|_, _| Ok(()))
+    }
+
+    /// As [`merge`](Self::merge), but refuses a weight or bias that is NaN or infinite.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MergeNotFinite`]; the layer is left as it was.
+    ///
+    /// Source: PEFT's `merge(safe_merge=True)`.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use lora::{LoraConfig, LoraLinear};
+    /// # use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    /// # let base = Linear::new(Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, None);
+    /// # let mut rng = ChaCha8Rng::seed_from_u64(1);
+    /// let layer = LoraLinear::new("q_proj", base, &LoraConfig::new(1, 4.0), &mut rng)?;
+    /// layer.lora_b()?.set(&Tensor::new(&[[0f32], [f32::INFINITY], [0.]], &Device::Cpu)?)?;
+    /// assert!(layer.safe_merge().unwrap_err().to_string().contains("4 of 12 values"));
+    /// assert!(!layer.is_merged());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn safe_merge(&self) -> Result<()> {
+        self.merge_if(|base, names| {
+            let parts = [("weight", Some(base.weight())), ("bias", base.bias())];
+            for (what, tensor) in parts {
+                let Some(tensor) = tensor else { continue };
+                let count = not_finite(tensor)?;
+                if count > 0 {
+                    return Err(Error::MergeNotFinite {
+                        layer: self.name().to_string(),
+                        adapters: names.to_vec(),
+                        what,
+                        count,
+                        of: tensor.elem_count(),
+                    });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn merge_if(&self, check: impl FnOnce(&B, &[String]) -> Result<()>) -> Result<()> {
+        let mut state = self.write();
+        if state.merged.is_some() || state.active.is_empty() {
+            return Ok(());
+        }
+        let base = merge(self.name(), &state)?;
+        check(&base, &state.active)?;
+        state.merged = Some(Merged {
+            base,
+            names: state.active.clone(),
+        });
+        Ok(())
+    }
+
+    /// Takes merged adapters out of the weight again: it is the very tensor it was before.
+    ///
+    /// Without merged adapters nothing happens.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use lora::{LoraConfig, LoraLinear};
+    /// # use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    /// # let base = Linear::new(Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, None);
+    /// # let mut rng = ChaCha8Rng::seed_from_u64(1);
+    /// # let layer = LoraLinear::new("q_proj", base, &LoraConfig::new(2, 4.0), &mut rng)?;
+    /// let before = layer.base().weight().clone();
+    /// layer.merge()?;
+    /// layer.unmerge();
+    /// assert_eq!(layer.base().weight().id(), before.id());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn unmerge(&self) {
+        self.write().merged = None;
+    }
+
+    /// Whether adapters are merged into the weight.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use lora::{LoraConfig, LoraLinear};
+    /// # use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    /// # let base = Linear::new(Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, None);
+    /// # let mut rng = ChaCha8Rng::seed_from_u64(1);
+    /// # let layer = LoraLinear::new("q_proj", base, &LoraConfig::new(2, 4.0), &mut rng)?;
+    /// assert!(!layer.is_merged());
+    /// layer.merge()?;
+    /// assert!(layer.is_merged());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_merged(&self) -> bool {
+        self.read().merged.is_some()
+    }
+}
+
+/// The base with the active adapters in its weight and bias.
+fn merge<B: sealed::Base>(layer: &str, state: &State<B>) -> Result<B> {
+    merge_all(layer, &state.base, &state.active(layer)?)
+}
+
+/// `base` with these adapters in its weight and bias, one after the other.
+pub(crate) fn merge_all<B: sealed::Base>(
+    layer: &str,
+    base: &B,
+    adapters: &[&Adapter],
+) -> Result<B> {
+    let mut base = base.clone();
+    for adapter in adapters {
+        base = adapter.replaced(&base)?;
+    }
+    let dtype = base.weight().dtype();
+    let wide = adapter_dtype(dtype);
+    let mut weight = base.weight().to_dtype(wide)?.detach();
+    let mut gained: Option<Tensor> = None;
+    for adapter in adapters {
+        weight = adapter.merge_weight(layer, &base, weight)?.detach();
+        // As in the forward pass: DoRA scales what earlier adapters added, not the base's bias.
+        if let Some(sum) = &gained
+            && let Some(factor) = adapter.dora_factor(&base)?
+        {
+            gained = Some((sum * factor)?.detach());
+        }
+        gained = match (gained, adapter.merge_bias()?) {
+            (Some(sum), Some(more)) => Some((sum + more)?.detach()),
+            (sum, more) => sum.or(more.map(|more| more.detach())),
+        };
+    }
+    let bias = match (base.bias(), gained) {
+        (Some(bias), Some(gained)) => Some((bias.detach().to_dtype(wide)? + gained)?),
+        (bias, gained) => gained.or(bias.map(Tensor::detach)),
+    };
+    let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
+    base.with(weight.to_dtype(dtype)?, bias)
+}
+
+/// How many values are NaN or infinite.
+pub(crate) fn not_finite(tensor: &Tensor) -> Result<usize> {
+    // 0 · x is 0 for every finite x and NaN for the others.
+    let zero = (tensor.to_dtype(DType::F64)? * 0.0)?;
+    let finite = zero.eq(0f64)?.to_dtype(DType::F64)?.sum_all()?;
+    Ok(tensor.elem_count() - finite.to_scalar::<f64>()? as usize)
+}
