@@ -3,7 +3,8 @@
 //! - tensors: [`Tensor`], [`Device`], [`DType`], [`Var`], [`D`], [`IndexOp`];
 //! - layers and optimisers: [`Module`], [`Linear`], [`AdamW`], [`ParamsAdamW`], [`SGD`],
 //!   [`Optimizer`];
-//! - LoRA: [`LoraLinear`], [`LoraConfig`], [`Init`], [`ParameterCount`];
+//! - LoRA: [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`], [`LoraConfig`],
+//!   [`Init`], [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
 //! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
@@ -34,7 +35,10 @@
 
 pub use candle_core::{D, DType, Device, IndexOp, Module, Tensor, Var};
 pub use candle_nn::{AdamW, Linear, Optimizer, ParamsAdamW, SGD};
-pub use lora::{Init, LoraConfig, LoraLinear, ParameterCount};
+pub use lora::{
+    Init, LoraBuilder, LoraConfig, LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraModel,
+    ParameterCount, TargetModules,
+};
 
 pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
 pub use crate::device::device;
