@@ -3,8 +3,9 @@
 //! - tensors: [`Tensor`], [`Device`], [`DType`], [`Var`], [`D`], [`IndexOp`];
 //! - layers and optimisers: [`Module`], [`Linear`], [`AdamW`], [`ParamsAdamW`], [`SGD`],
 //!   [`Optimizer`];
-//! - LoRA: [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`], [`LoraConfig`],
-//!   [`Init`], [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
+//! - LoRA: [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`],
+//!   [`LoraMultiHeadAttention`], [`AttentionConfig`], [`AttentionInput`], [`LoraConfig`], [`Init`],
+//!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
 //! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
@@ -36,8 +37,8 @@
 pub use candle_core::{D, DType, Device, IndexOp, Module, Tensor, Var};
 pub use candle_nn::{AdamW, Linear, Optimizer, ParamsAdamW, SGD};
 pub use lora::{
-    Init, LoraBuilder, LoraConfig, LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraModel,
-    ParameterCount, TargetModules,
+    AttentionConfig, AttentionInput, Init, LoraBuilder, LoraConfig, LoraConv1d, LoraConv2d,
+    LoraEmbedding, LoraLinear, LoraModel, LoraMultiHeadAttention, ParameterCount, TargetModules,
 };
 
 pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
