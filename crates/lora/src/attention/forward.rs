@@ -11,9 +11,9 @@ use crate::{Error, Result};
 impl LoraMultiHeadAttention {
     /// One pass; `train` turns the adapters' dropout on.
     ///
-    /// [`Module::forward`] is self-attention without masks and with `train = false`. With
-    /// [`LoraModel::with_adapters`](crate::LoraModel::with_adapters) each of the N rows has its
-    /// own adapter, in either layout.
+    /// [`Module::forward`](candle_nn::Module::forward) is self-attention without masks and with
+    /// `train = false`. With [`LoraModel::with_adapters`](crate::LoraModel::with_adapters) each of
+    /// the N rows has its own adapter, in either layout.
     ///
     /// # Shapes
     ///

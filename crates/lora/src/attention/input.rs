@@ -5,7 +5,8 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::config::unsupported;
 
-/// The settings of a [`LoraMultiHeadAttention`], under torch's names and with torch's defaults.
+/// The settings of an [attention layer](super::LoraMultiHeadAttention), under torch's names and
+/// with torch's defaults.
 ///
 /// The sizes embed_dim, kdim and vdim are those of the projections' weights.
 ///
@@ -113,7 +114,7 @@ pub enum AttentionWeights {
     PerHead,
 }
 
-/// The inputs and masks of one pass through a [`LoraMultiHeadAttention`].
+/// The inputs and masks of one pass through an [attention layer](super::LoraMultiHeadAttention).
 ///
 /// Masks are as in torch. One of type u8 is boolean: 1 (any number but 0) means *not allowed*, 0
 /// allowed. One of floats is added to the scaled scores; −∞ forbids. All that are given hold
@@ -202,7 +203,7 @@ impl<'a> AttentionInput<'a> {
     }
 }
 
-/// What a pass through a [`LoraMultiHeadAttention`] gives.
+/// What a pass through an [attention layer](super::LoraMultiHeadAttention) gives.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor};

@@ -119,7 +119,8 @@ impl LoraBuilder<'_> {
     ///
     /// # Errors
     ///
-    /// As [`attention`](Self::attention); [`Error::Name`] at the root, which has no name.
+    /// As [`attention`](Self::attention); [`Error::Name`](crate::Error::Name) at the root, which has
+    /// no name.
     ///
     /// Source: PEFT `tuners/lora/layer.py`, `MultiheadAttention`.
     ///
