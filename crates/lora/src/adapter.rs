@@ -535,6 +535,19 @@ impl Adapter {
         Ok(Some((magnitude.flatten_all()? / norm)?))
     }
 
+    /// A and B, where they are all there is to this adapter in a pass.
+    pub(crate) fn bare_pair(&self, train: bool) -> Option<(&Tensor, &Tensor)> {
+        let bare = self.magnitude.is_none()
+            && self.bias.is_none()
+            && self.saved_weight.is_none()
+            && self.base_bias.is_none()
+            && !(train && self.dropout.is_some());
+        match &self.update {
+            Some(Update::Lora { a, b }) if bare => Some((a.as_tensor(), b.as_tensor())),
+            _ => None,
+        }
+    }
+
     /// The layer's output with this adapter, from the output `y` without it; both flat.
     pub(crate) fn apply<B: Base>(
         &self,

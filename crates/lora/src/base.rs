@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use crate::ops::Share;
 use crate::{Error, Result};
 
 /// A frozen layer that LoRA can adapt: [`candle_nn::Linear`], [`candle_nn::Conv1d`],
@@ -37,6 +38,15 @@ pub(crate) mod sealed {
         fn out(&self) -> usize;
         /// The number of inputs, for a printed layer.
         fn inputs(&self) -> usize;
+        /// The output of a batch whose rows have different pairs, where that is one operation.
+        fn with_shares(
+            &self,
+            _x: &Tensor,
+            _pairs: &[(&Tensor, &Tensor)],
+            _shares: Vec<Share>,
+        ) -> Result<Option<Tensor>> {
+            Ok(None)
+        }
         /// How many inputs one output is made of.
         fn fan_in(&self) -> usize;
         fn groups(&self) -> usize {
@@ -53,6 +63,21 @@ pub(crate) mod sealed {
 
         /// The layer's own output of a flat input.
         fn forward(&self, x: &Tensor) -> Result<Tensor>;
+        /// The layer's own output of an input that is not flat.
+        fn whole(&self, x: &Tensor) -> Result<Tensor> {
+            self.unflat(self.forward(&self.flat(x)?)?, x)
+        }
+        /// The output with one pair beside the base, of an input that is not flat, where both are
+        /// one operation.
+        fn with_pair(
+            &self,
+            _x: &Tensor,
+            _a: &Tensor,
+            _b: &Tensor,
+            _scaling: f64,
+        ) -> Option<Result<Tensor>> {
+            None
+        }
         fn a_shape(&self, r: usize) -> Vec<usize>;
         fn b_shape(&self, r: usize) -> Vec<usize>;
         fn magnitude_shape(&self) -> Vec<usize>;

@@ -61,6 +61,17 @@ pub enum Error {
         why: String,
     },
 
+    /// The tensors of one of the [`ops`](crate::ops) do not fit each other.
+    #[error("{op}: {given}; {wants}")]
+    Operation {
+        /// The function's name.
+        op: &'static str,
+        /// The tensors, with their shapes and types.
+        given: String,
+        /// What they must be.
+        wants: String,
+    },
+
     /// A pattern of `target_modules`, `exclude_modules`, `rank_pattern` or `alpha_pattern` is
     /// not a regular expression.
     #[error("{field}: {pattern:?} is not a usable regular expression: {why}")]

@@ -842,18 +842,26 @@ impl<B: sealed::Base> State<B> {
     }
 
     fn forward(&self, layer: &str, x: &Tensor, train: bool) -> Result<Tensor> {
-        let flat = self.base.flat(x)?;
-        let plain = |base: &B| base.unflat(base.forward(&flat)?, x);
         if !self.enabled {
-            return plain(&self.base);
+            return self.base.whole(x);
         }
         if let Some(merged) = &self.merged {
             if train {
                 self.unmerged(layer, "training")?;
             }
-            return plain(&merged.base);
+            return merged.base.whole(x);
         }
         let active = self.active(layer)?;
+        if active.is_empty() {
+            return self.base.whole(x);
+        }
+        if let [adapter] = active[..]
+            && let Some((a, b)) = adapter.bare_pair(train)
+            && let Some(y) = self.base.with_pair(x, a, b, adapter.scaling())
+        {
+            return y;
+        }
+        let flat = self.base.flat(x)?;
         self.base
             .unflat(self.adapted(&active, &flat, None, train)?, x)
     }

@@ -1,10 +1,11 @@
 //! The linear layer as a base.
 
 use candle_core::Tensor;
-use candle_nn::{Linear, Module};
+use candle_nn::Linear;
 
 use crate::Result;
 use crate::base::{Keys, filled, sealed};
+use crate::ops::{self, Share, lora_shares};
 
 /// A frozen [`candle_nn::Linear`] with trainable low-rank updates beside it.
 ///
@@ -100,7 +101,35 @@ impl sealed::Base for Linear {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(Module::forward(self, x)?)
+        ops::frozen_linear(x, Linear::weight(self), Linear::bias(self))
+    }
+
+    fn whole(&self, x: &Tensor) -> Result<Tensor> {
+        sealed::Base::forward(self, x)
+    }
+
+    fn with_pair(&self, x: &Tensor, a: &Tensor, b: &Tensor, s: f64) -> Option<Result<Tensor>> {
+        let (weight, bias) = (Linear::weight(self), Linear::bias(self));
+        Some(ops::lora_linear(x, weight, bias, a, b, s))
+    }
+
+    fn with_shares(
+        &self,
+        x: &Tensor,
+        pairs: &[(&Tensor, &Tensor)],
+        shares: Vec<Share>,
+    ) -> Result<Option<Tensor>> {
+        let (weight, bias) = (Linear::weight(self), Linear::bias(self));
+        match pairs {
+            [(a, b)] => lora_shares(x, weight, bias, a, b, shares),
+            _ => {
+                let a: Vec<_> = pairs.iter().map(|(a, _)| *a).collect();
+                let b = pairs.iter().map(|(_, b)| b.flatten_all());
+                let b = b.collect::<candle_core::Result<Vec<_>>>()?;
+                let (a, b) = (Tensor::cat(&a, 0)?, Tensor::cat(&b, 0)?);
+                lora_shares(x, weight, bias, &a, &b, shares)
+            }
+        }
     }
 
     fn a_shape(&self, r: usize) -> Vec<usize> {

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use crate::adapter::Adapter;
 use crate::base::sealed;
 use crate::layer::State;
+use crate::ops::Share;
 use crate::{Error, Result};
 
 /// The name that stands for no adapter in a mixed batch, as in PEFT.
@@ -60,7 +61,7 @@ impl<B: sealed::Base> State<B> {
             });
         }
         if rows.is_empty() {
-            return self.base.unflat(self.base.forward(&self.base.flat(x)?)?, x);
+            return self.base.whole(x);
         }
         let mut groups: Vec<(&str, Vec<u32>)> = Vec::new();
         for (row, name) in rows.iter().enumerate() {
@@ -71,6 +72,9 @@ impl<B: sealed::Base> State<B> {
                 None => groups.push((name, vec![row as u32])),
             }
         }
+        if let Some(y) = self.as_one(x, rows, &groups, train)? {
+            return Ok(y);
+        }
         let chosen = |name: &str| -> Result<Vec<&Adapter>> {
             match name {
                 BASE => Ok(vec![]),
@@ -80,10 +84,7 @@ impl<B: sealed::Base> State<B> {
         // One product with the base weight for all rows, where all rows have the same one.
         let shared = match groups.iter().any(|(n, _)| chosen(n).is_ok_and(replaces)) {
             true => None,
-            false => Some(
-                self.base
-                    .unflat(self.base.forward(&self.base.flat(x)?)?, x)?,
-            ),
+            false => Some(self.base.whole(x)?),
         };
         let x = x.contiguous()?;
         let mut place = vec![0u32; rows.len()];
@@ -106,6 +107,51 @@ impl<B: sealed::Base> State<B> {
         }
         let place = Tensor::from_vec(place, rows.len(), x.device())?;
         Ok(Tensor::cat(&outputs, 0)?.index_select(&place, 0)?)
+    }
+
+    /// The pass as one operation, where every adapter is a pair and nothing else.
+    fn as_one(
+        &self,
+        x: &Tensor,
+        rows: &[String],
+        groups: &[(&str, Vec<u32>)],
+        train: bool,
+    ) -> Result<Option<Tensor>> {
+        // The pairs of the batch, and what each name has of them.
+        let (mut pairs, mut places, mut ranks) = (Vec::new(), Vec::new(), 0);
+        for (name, _) in groups.iter().filter(|(name, _)| *name != BASE) {
+            let adapter = self.adapters.iter().find(|(known, _)| known == name);
+            let Some((name, adapter)) = adapter else {
+                return Ok(None);
+            };
+            let Some((a, b)) = adapter.bare_pair(train) else {
+                return Ok(None);
+            };
+            pairs.push((a, b));
+            places.push((name, ranks..ranks + adapter.r(), adapter.scaling()));
+            ranks += adapter.r();
+        }
+        if pairs.is_empty() {
+            return self.base.whole(x).map(Some);
+        }
+        let each = x.elem_count() / self.base.inputs() / rows.len();
+        let mut shares: Vec<Share> = Vec::new();
+        for (row, name) in rows.iter().enumerate() {
+            let Some((_, ranks, scaling)) = places.iter().find(|(known, ..)| *known == name) else {
+                continue;
+            };
+            match shares.last_mut() {
+                Some(last) if last.ranks == *ranks && last.rows.end == row * each => {
+                    last.rows.end += each;
+                }
+                _ => shares.push(Share {
+                    rows: row * each..(row + 1) * each,
+                    ranks: ranks.clone(),
+                    scaling: *scaling,
+                }),
+            }
+        }
+        self.base.with_shares(x, &pairs, shares)
     }
 }
 

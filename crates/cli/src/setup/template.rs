@@ -271,6 +271,8 @@ impl KernelEnvironment<'_> {
             // glibc hands large blocks back after each use and faults them in anew: keep them.
             .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
             .env("MALLOC_TRIM_THRESHOLD_", "2147483648")
+            // candle's own threads spin after each operation and take the cores from the next.
+            .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "100")
             .env("COURSE_KERNEL", dir);
         lean_cargo::apply(command, self.home, &self.installed.rustc)
     }

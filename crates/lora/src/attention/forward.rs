@@ -1,12 +1,20 @@
-//! The arithmetic of attention: projections, masks, softmax.
+//! A pass through the layer: projections, masks, attention.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::input::{AttentionInput, AttentionOutput, AttentionWeights};
 use super::{InProjection, LoraMultiHeadAttention, Sizes, dims, misfit};
-use crate::base::{adapter_dtype, check_input};
+use crate::base::check_input;
 use crate::config::unsupported;
+use crate::ops::{AttentionMask, attention_with_weights, flat_attention, flat_packed_attention};
 use crate::{Error, Result};
+
+/// Queries, keys and values of (N, length, heads · head_dim).
+enum Projected {
+    Apart(Tensor, Tensor, Tensor),
+    /// All of them side by side.
+    Packed(Tensor),
+}
 
 impl LoraMultiHeadAttention {
     /// One pass; `train` turns the adapters' dropout on.
@@ -113,39 +121,45 @@ impl LoraMultiHeadAttention {
         sizes: Sizes,
         train: bool,
     ) -> Result<AttentionOutput> {
-        let Sizes { batched, n, l, s } = sizes;
-        let (heads, kv, dim) = (
-            self.config.num_heads,
-            self.config.num_kv_heads,
-            self.head_dim,
-        );
-        let (masks, per_query) = (self.masks(input, sizes)?, heads / kv);
-        let (q, k, v) = self.project(input, train)?;
-        let own = q.dtype();
-        let scale = self.config.scale.unwrap_or(1.0 / (dim as f64).sqrt());
-        // The query heads of one key head lie together: one product for all of them.
-        let q = (q * scale)?.reshape((n, kv, per_query * l, dim))?;
-        let scores = q.matmul(&k.t()?)?.reshape((n, heads, l, s))?;
-        let weights = masked_softmax(scores.to_dtype(adapter_dtype(own))?, &masks)?;
-        let mixed = weights
-            .to_dtype(own)?
-            .reshape((n, kv, per_query * l, s))?
-            .matmul(&v)?
-            .reshape((n, heads, l, dim))?
-            .transpose(1, 2)?
-            .reshape((n, l, heads * dim))?;
+        let Sizes { batched, n, l, .. } = sizes;
+        let heads = (self.config.num_heads, self.config.num_kv_heads);
+        let masks = self.masks(input, sizes)?;
+        let masks: Vec<&Tensor> = masks.iter().collect();
+        let projected = self.project(input, train)?;
+        let dim = self.head_dim as f64;
+        let scale = self.config.scale.unwrap_or(1.0 / dim.sqrt());
+        let (mixed, weights) = match input.weights {
+            AttentionWeights::No => {
+                let mask = AttentionMask {
+                    causal: input.is_causal,
+                    masks: &masks,
+                };
+                let mixed = match &projected {
+                    Projected::Packed(qkv) => flat_packed_attention(qkv, heads, scale, &mask)?,
+                    Projected::Apart(q, k, v) => flat_attention((q, k, v), heads, scale, &mask)?,
+                };
+                (mixed, None)
+            }
+            AttentionWeights::Averaged | AttentionWeights::PerHead => {
+                let (q, k, v) = self.by_head(projected)?;
+                let (mixed, weights) =
+                    attention_with_weights(&q, &k, &v, scale, input.is_causal, &masks)?;
+                let mixed = mixed.reshape((n, l, heads.0 * self.head_dim))?;
+                (mixed, Some(weights))
+            }
+        };
         let output = self.out.forward_t(&mixed, train)?;
         let output = match (batched, self.config.batch_first) {
             (false, _) => output.squeeze(0)?,
             (true, true) => output,
             (true, false) => output.transpose(0, 1)?.contiguous()?,
         };
-        let weights = match input.weights {
-            AttentionWeights::No => None,
-            AttentionWeights::Averaged => Some(weights.mean(1)?),
-            AttentionWeights::PerHead => Some(weights),
-        };
+        let own = output.dtype();
         let finish = |weights: Tensor| -> Result<Tensor> {
+            let weights = match input.weights {
+                AttentionWeights::Averaged => weights.mean(1)?,
+                _ => weights,
+            };
             let weights = weights.to_dtype(own)?;
             Ok(if batched {
                 weights
@@ -159,9 +173,33 @@ impl LoraMultiHeadAttention {
         })
     }
 
-    /// Queries [N, num_heads, L, head_dim], keys and values [N, num_kv_heads, S, head_dim].
-    fn project(&self, input: &AttentionInput<'_>, train: bool) -> Result<(Tensor, Tensor, Tensor)> {
-        let (heads, kv) = (self.config.num_heads, self.config.num_kv_heads);
+    /// Queries [N, L, num_heads, head_dim], keys and values [N, S, num_kv_heads, head_dim].
+    fn by_head(&self, projected: Projected) -> Result<(Tensor, Tensor, Tensor)> {
+        let split = |y: &Tensor| -> Result<Tensor> {
+            let (n, length, features) = y.dims3()?;
+            Ok(y.reshape((n, length, features / self.head_dim, self.head_dim))?)
+        };
+        Ok(match projected {
+            Projected::Apart(q, k, v) => (split(&q)?, split(&k)?, split(&v)?),
+            Projected::Packed(qkv) => {
+                let [q, k, v] = self.parts([&qkv; 3])?;
+                (split(&q)?, split(&k)?, split(&v)?)
+            }
+        })
+    }
+
+    /// The features of the queries, the keys and the values of outputs of the fused layer.
+    fn parts(&self, [q, k, v]: [&Tensor; 3]) -> Result<[Tensor; 3]> {
+        let queries = self.config.num_heads * self.head_dim;
+        let keys = self.config.num_kv_heads * self.head_dim;
+        Ok([
+            q.narrow(2, 0, queries)?,
+            k.narrow(2, queries, keys)?,
+            v.narrow(2, queries + keys, keys)?,
+        ])
+    }
+
+    fn project(&self, input: &AttentionInput<'_>, train: bool) -> Result<Projected> {
         let batch_first = |x: &Tensor| -> Result<Tensor> {
             let x = match (x.rank(), self.config.batch_first) {
                 (2, _) => x.unsqueeze(0)?,
@@ -184,19 +222,13 @@ impl LoraMultiHeadAttention {
         } else {
             batch_first(input.value)?
         };
-        let split = |y: &Tensor, start: usize, count: usize| -> Result<Tensor> {
-            let (n, length, features) = y.dims3()?;
-            let y = y.reshape((n, length, features / self.head_dim, self.head_dim))?;
-            let y = y.narrow(2, start, count)?.transpose(1, 2)?;
-            Ok(y.contiguous()?)
-        };
         match &self.input {
             InProjection::Separate(layers) => {
                 let [q, k, v] = &**layers;
-                Ok((
-                    split(&q.forward_t(&query, train)?, 0, heads)?,
-                    split(&k.forward_t(&key, train)?, 0, kv)?,
-                    split(&v.forward_t(&value, train)?, 0, kv)?,
+                Ok(Projected::Apart(
+                    q.forward_t(&query, train)?,
+                    k.forward_t(&key, train)?,
+                    v.forward_t(&value, train)?,
                 ))
             }
             InProjection::Fused(layer) => {
@@ -213,16 +245,16 @@ impl LoraMultiHeadAttention {
                 } else {
                     layer.forward_t(&value, train)?
                 };
-                Ok((
-                    split(&of_query, 0, heads)?,
-                    split(&of_key, heads, kv)?,
-                    split(&of_value, heads + kv, kv)?,
-                ))
+                if of_key.id() == of_query.id() && of_value.id() == of_query.id() {
+                    return Ok(Projected::Packed(of_query));
+                }
+                let [q, k, v] = self.parts([&of_query, &of_key, &of_value])?;
+                Ok(Projected::Apart(q, k, v))
             }
         }
     }
 
-    /// All masks, each of a shape that broadcasts over scores [N, num_heads, L, S].
+    /// The masks given, each of a shape that broadcasts over scores [N, num_heads, L, S].
     fn masks(&self, input: &AttentionInput<'_>, sizes: Sizes) -> Result<Vec<Tensor>> {
         let Sizes { batched, n, l, s } = sizes;
         let heads = self.config.num_heads;
@@ -254,9 +286,6 @@ impl LoraMultiHeadAttention {
                 }
             });
         }
-        if input.is_causal {
-            masks.push(later(l, s, input.query.device())?);
-        }
         Ok(masks)
     }
 
@@ -269,63 +298,4 @@ impl LoraMultiHeadAttention {
             "use u8 (1 = not allowed) or floats that are added to the scores",
         ))
     }
-}
-
-/// 1 where the key is later than the query: [1, 1, L, S].
-fn later(l: usize, s: usize, device: &Device) -> Result<Tensor> {
-    let queries = Tensor::arange(0u32, l as u32, device)?.reshape((1, 1, l, 1))?;
-    let keys = Tensor::arange(0u32, s as u32, device)?.reshape((1, 1, 1, s))?;
-    Ok(keys.broadcast_gt(&queries)?)
-}
-
-/// softmax(scores + masks) over the last dimension: 0 for what is not allowed, and 0 throughout
-/// where nothing is allowed.
-///
-/// No infinity takes part in arithmetic that gradients pass through, so none becomes NaN.
-fn masked_softmax(mut scores: Tensor, masks: &[Tensor]) -> Result<Tensor> {
-    let dtype = scores.dtype();
-    let either = |a: Option<Tensor>, b: Tensor| -> Result<Tensor> {
-        Ok(match a {
-            Some(a) => a.broadcast_maximum(&b)?,
-            None => b,
-        })
-    };
-    let mut blocked = None;
-    let mut added = false;
-    for mask in masks {
-        if mask.dtype() == DType::U8 {
-            blocked = Some(either(blocked, mask.clone())?);
-        } else {
-            scores = scores.broadcast_add(&mask.to_dtype(dtype)?)?;
-            added = true;
-        }
-    }
-    if added {
-        blocked = Some(either(blocked, scores.eq(f64::NEG_INFINITY)?)?);
-    }
-    let blocked = match blocked {
-        Some(blocked) => Some(blocked.broadcast_as(scores.shape())?),
-        None => None,
-    };
-    let replaced = |x: Tensor, by: f64| -> Result<Tensor> {
-        Ok(match &blocked {
-            Some(blocked) => {
-                let by = Tensor::new(by, x.device())?.to_dtype(dtype)?;
-                blocked.where_cond(&by.broadcast_as(x.shape())?, &x)?
-            }
-            None => x,
-        })
-    };
-    let lowest = match dtype {
-        DType::F64 => f64::MIN,
-        _ => f64::from(f32::MIN),
-    };
-    let scores = replaced(scores, lowest)?;
-    // The shift changes nothing, so no gradient has to pass through it.
-    let shift = scores.max_keepdim(3)?.detach();
-    let parts = replaced(scores.broadcast_sub(&shift)?.exp()?, 0.0)?;
-    let sum = parts.sum_keepdim(3)?;
-    // A row with anything in it sums to at least 1.
-    let sum = (&sum + sum.eq(0f64)?.to_dtype(dtype)?)?;
-    Ok(parts.broadcast_div(&sum)?)
 }

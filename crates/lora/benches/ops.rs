@@ -1,0 +1,137 @@
+//! Each one-pass operation beside what it replaces: the same from candle's operations that keep
+//! the gradient. `cargo bench -p lora --bench ops`; a part of a name chooses some.
+//!
+//! `forward` is the value, `both` the value and its gradients: of everything but weights of a
+//! norm, which do not train beside LoRA.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use candle_core::{D, Device, Result, Tensor, Var};
+use criterion::{Criterion, criterion_group, criterion_main};
+use lora::ops;
+
+const CPU: Device = Device::Cpu;
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1.0, shape, &CPU).unwrap()
+}
+
+type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// Forward alone, and forward with backward, of ours and of the composition.
+fn measure(c: &mut Criterion, name: &str, inputs: &[Tensor], ours: Op<'_>, composed: Op<'_>) {
+    let mut group = c.benchmark_group(name);
+    for (who, op) in [("ours", ours), ("candle", composed)] {
+        group.bench_function(format!("forward/{who}"), |b| {
+            b.iter(|| black_box(op(inputs).unwrap()));
+        });
+        let vars: Vec<Var> = inputs
+            .iter()
+            .map(|x| Var::from_tensor(x).unwrap())
+            .collect();
+        let vars: Vec<Tensor> = vars.iter().map(|x| x.as_tensor().clone()).collect();
+        group.bench_function(format!("both/{who}"), |b| {
+            b.iter(|| black_box(op(&vars).unwrap().backward().unwrap()));
+        });
+    }
+    group.finish();
+}
+
+fn activations(c: &mut Criterion) {
+    let x = [random(&[256, 3072])];
+    measure(c, "gelu 256x3072", &x, &|x| Ok(ops::gelu(&x[0])?), &|x| {
+        x[0].gelu()
+    });
+    let ours: Op<'_> = &|x| Ok(ops::gelu_erf(&x[0])?);
+    measure(c, "gelu_erf 256x3072", &x, ours, &|x| x[0].gelu_erf());
+    measure(c, "silu 256x3072", &x, &|x| Ok(ops::silu(&x[0])?), &|x| {
+        x[0].silu()
+    });
+    let both = [random(&[256, 3072]), random(&[256, 3072])];
+    let ours: Op<'_> = &|x| Ok(ops::swiglu(&x[0], &x[1])?);
+    measure(c, "swiglu 256x3072", &both, ours, &|x| x[0].silu()? * &x[1]);
+}
+
+fn plain_rms(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let size = (x.sqr()?.mean_keepdim(D::Minus1)? + 1e-5)?.sqrt()?;
+    x.broadcast_div(&size)?.broadcast_mul(w)
+}
+
+fn norms(c: &mut Criterion) {
+    for n in [768, 3072] {
+        let x = [random(&[256, n])];
+        let (w, b) = (random(&[n]), random(&[n]));
+        let name = format!("layer_norm 256x{n}");
+        let ours: Op<'_> = &|x| Ok(ops::layer_norm(&x[0], &w, Some(&b), 1e-5)?);
+        measure(c, &name, &x, ours, &|x| {
+            let centred = x[0].broadcast_sub(&x[0].mean_keepdim(D::Minus1)?)?;
+            plain_rms(&centred, &w)?.broadcast_add(&b)
+        });
+        let name = format!("rms_norm 256x{n}");
+        let ours: Op<'_> = &|x| Ok(ops::rms_norm(&x[0], &w, 1e-5)?);
+        measure(c, &name, &x, ours, &|x| plain_rms(&x[0], &w));
+    }
+    let all = [random(&[256, 768]), random(&[768])];
+    let ours: Op<'_> = &|x| Ok(ops::rms_norm(&x[0], &x[1], 1e-5)?);
+    let name = "rms_norm 256x768, weight trained";
+    measure(c, name, &all, ours, &|x| plain_rms(&x[0], &x[1]));
+}
+
+fn softmaxes(c: &mut Criterion) {
+    let x = [random(&[12, 256, 256])];
+    let ours: Op<'_> = &|x| Ok(ops::softmax_last_dim(&x[0])?);
+    measure(c, "softmax 12x256x256", &x, ours, &|x| {
+        candle_nn::ops::softmax(&x[0], 2)
+    });
+    let hidden = (0..256).flat_map(|i| (0..256).map(move |j| if j > i { -1e9f32 } else { 0.0 }));
+    let mask = Tensor::from_vec(hidden.collect::<Vec<_>>(), (256, 256), &CPU).unwrap();
+    let ours: Op<'_> = &|x| Ok(ops::causal_softmax(&x[0])?);
+    measure(c, "causal_softmax 12x256x256", &x, ours, &|x| {
+        candle_nn::ops::softmax(&x[0].broadcast_add(&mask)?, 2)
+    });
+}
+
+fn ropes(c: &mut Criterion) {
+    let x = [random(&[1, 256, 12, 64])];
+    let angles = random(&[256, 32]);
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    let ours: Op<'_> = &|x| Ok(ops::rope(&x[0], &cos, &sin)?);
+    measure(c, "rope 1x256x12x64", &x, ours, &|x| {
+        // candle's own wants the heads first.
+        let x = x[0].transpose(1, 2)?.contiguous()?;
+        candle_nn::rotary_emb::rope_slow(&x, &cos, &sin)?.transpose(1, 2)
+    });
+}
+
+fn losses(c: &mut Criterion) {
+    let logits = [random(&[256, 49_152])];
+    let targets: Vec<u32> = (0..256).map(|i| i * 191).collect();
+    let targets = Tensor::new(targets, &CPU).unwrap();
+    let ours: Op<'_> = &|x| Ok(ops::cross_entropy(&x[0], &targets)?);
+    measure(c, "cross_entropy 256x49152", &logits, ours, &|x| {
+        candle_nn::loss::cross_entropy(&x[0], &targets)
+    });
+    let both = [random(&[256, 3072]), random(&[256, 3072])];
+    let ours: Op<'_> = &|x| Ok(ops::mse_loss(&x[0], &x[1])?);
+    measure(c, "mse_loss 256x3072", &both, ours, &|x| {
+        candle_nn::loss::mse(&x[0], &x[1])
+    });
+}
+
+fn quick() -> Criterion {
+    // As a training run should: or the system's clearing of new memory is most of what is measured.
+    lora::reuse_memory();
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500))
+}
+
+criterion_group! {
+    name = benches;
+    config = quick();
+    targets = activations, norms, softmaxes, ropes, losses
+}
+criterion_main!(benches);
