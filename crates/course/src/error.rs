@@ -47,6 +47,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A model's sizes do not fit each other, or its input does not fit them.
+    #[error("{model}: {problem}")]
+    Model {
+        /// The model's name.
+        model: &'static str,
+        /// Which sizes, and what they must be.
+        problem: String,
+    },
     /// A tensor operation failed in candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -20,6 +20,7 @@ pub mod exercise;
 pub mod interrupt;
 pub mod linalg;
 pub mod metrics;
+pub mod models;
 pub mod prelude;
 pub mod rng;
 

@@ -9,7 +9,7 @@
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
 //! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
-//!   [`metrics`](mod@metrics);
+//!   [`metrics`](mod@metrics), [`models`](mod@models);
 //! - its commonest words: [`device`](fn@device), [`rng`](fn@rng), [`Rng`], [`record`],
 //!   [`Exercise`];
 //! - whole crates by name: `candle_core`, `candle_nn`, `lora`, `plotters`, `gymnasium_rs`, so that
@@ -48,4 +48,4 @@ pub use crate::metrics::record;
 pub use crate::rng::{Rng, rng};
 
 pub use crate::{candle_core, candle_nn, gymnasium_rs, lora, plotters};
-pub use crate::{chart, data, exercise, interrupt, linalg, metrics};
+pub use crate::{chart, data, exercise, interrupt, linalg, metrics, models};
