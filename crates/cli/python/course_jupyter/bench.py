@@ -1,9 +1,13 @@
 """Times the kernel as a learner meets it; prints the figures as JSON.
 
-    python -m course_jupyter.bench RUNS MATMUL_PROGRAM
+    python -m course_jupyter.bench RUNS PROGRAM CELLS
+
+PROGRAM is a release build of the cells in the folder CELLS and prints what they print, a line each
+in the order of their names: seconds.
 """
 
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -17,19 +21,6 @@ CELLS = {
     "first_let": "let x = Tensor::arange(0f32, 6., &Device::Cpu)?.reshape((2, 3))?;",
     "println": 'println!("{:?}", x.dims());',
 }
-
-# The same loop as crates/course/examples/matmul.rs: seconds of the fastest of 20 products.
-MATMUL = """
-let square = Tensor::ones((1024, 1024), DType::F32, &Device::Cpu)?;
-let mut fastest = f64::INFINITY;
-for _ in 0..20 {
-    let start = std::time::Instant::now();
-    let _ = square.matmul(&square)?;
-    fastest = fastest.min(start.elapsed().as_secs_f64());
-}
-println!("{fastest}");
-"""
-
 
 def run(client, code):
     """Runs a cell; returns seconds and what it printed. A failed cell ends the measurement."""
@@ -47,7 +38,7 @@ def run(client, code):
     return time.monotonic() - start, "".join(said)
 
 
-def measure(program, figures):
+def measure(program, cells, figures):
     """One kernel's life."""
     manager = KernelManager(kernel_name="rust")
     start = time.monotonic()
@@ -59,21 +50,24 @@ def measure(program, figures):
         figures["ready"].append(time.monotonic() - start)
         for name, code in CELLS.items():
             figures[name].append(run(client, code)[0])
-        notebook = float(run(client, MATMUL)[1])
-        release = float(subprocess.run([program], capture_output=True, check=True).stdout)
-        figures["matmul_ratio"].append(notebook / release)
+        notebook = [float(run(client, cell.read_text())[1]) for cell in cells]
+        release = subprocess.run([program], capture_output=True, check=True).stdout.split()
+        for cell, here, there in zip(cells, notebook, release, strict=True):
+            figures[f"{cell.stem}_ratio"].append(here / float(there))
     finally:
         client.stop_channels()
         manager.shutdown_kernel()
 
 
-def main(runs, program):
-    figures = {name: [] for name in ("ready", *CELLS, "matmul_ratio")}
+def main(runs, program, folder):
+    cells = sorted(pathlib.Path(folder).glob("*.rs"))
+    ratios = [f"{cell.stem}_ratio" for cell in cells]
+    figures = {name: [] for name in ("ready", *CELLS, *ratios)}
     for number in range(1, runs + 1):
-        measure(program, figures)
+        measure(program, cells, figures)
         print(f"kernel {number} of {runs} measured", file=sys.stderr)
     json.dump(figures, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -3,6 +3,7 @@
 
 pub mod evcxr;
 pub mod kernelspec;
+pub mod peft;
 pub mod python;
 pub mod template;
 pub mod tool;
@@ -59,7 +60,7 @@ pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, 
     let rustc = evcxr::Rustc::of(checkout.root())?;
     evcxr::need_linker()?;
     if !home.join(RECORD).exists() {
-        need_space(home.join("").as_path())?;
+        need_space(home.join("").as_path(), NEEDED_BYTES)?;
     }
     let environment = python::ensure(home, &mut steps)?;
     evcxr::ensure_library_sources(&rustc, &mut steps);
@@ -76,14 +77,14 @@ pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, 
     Ok((environment, installed))
 }
 
-fn need_space(dir: &Path) -> Result<()> {
+fn need_space(dir: &Path, bytes: u64) -> Result<()> {
     match tool::free_bytes(dir) {
-        Some(free) if free < NEEDED_BYTES => bail!(
+        Some(free) if free < bytes => bail!(
             "{} has {:.1} GB free, and the set-up needs {:.0} GB. Make room, or set COURSE_HOME to \
              a folder on another disk.",
             dir.display(),
             free as f64 / 1e9,
-            NEEDED_BYTES as f64 / 1e9
+            bytes as f64 / 1e9
         ),
         _ => Ok(()),
     }

@@ -77,40 +77,68 @@ impl Environment {
 }
 
 /// A Python on this machine.
-struct Interpreter {
+pub(super) struct Interpreter {
     program: String,
-    version: String,
+    pub version: String,
     executable: String,
 }
 
-/// Makes the environment, or finds it made.
+/// What an environment holds.
+pub(super) struct Recipe {
+    /// The folder's name under the course's home begins so.
+    pub prefix: &'static str,
+    /// Every package, pinned by hash.
+    pub requirements: &'static str,
+    /// What the step is called.
+    pub what: &'static str,
+    /// Time and space that it takes.
+    pub estimate: &'static str,
+}
+
+/// Makes the course's environment, or finds it made.
 pub fn ensure(home: &Home, steps: &mut Steps) -> Result<Environment> {
-    let python = interpreter()?;
+    let recipe = Recipe {
+        prefix: "python",
+        requirements: REQUIREMENTS,
+        what: "Python environment with JupyterLab",
+        estimate: "about 1 minute, 250 MB",
+    };
+    let environment = make(home, steps, &recipe, &interpreter()?, || Ok(()))?;
+    write_files(&environment)?;
+    Ok(environment)
+}
+
+/// Makes an environment, or finds it made. `before` is called before one is made.
+pub(super) fn make(
+    home: &Home,
+    steps: &mut Steps,
+    recipe: &Recipe,
+    python: &Interpreter,
+    before: impl FnOnce() -> Result<()>,
+) -> Result<Environment> {
     let key = short_hash([
-        REQUIREMENTS.as_bytes(),
+        recipe.requirements.as_bytes(),
         python.version.as_bytes(),
         python.executable.as_bytes(),
     ]);
-    let dir = home.join(format!("python-{key}"));
+    let dir = home.join(format!("{}-{key}", recipe.prefix));
     let environment = Environment(dir.clone());
     let complete = dir.join("complete");
     if complete.exists() && environment.python().exists() {
         steps.skip();
     } else {
-        let what = format!(
-            "Python environment with JupyterLab, on Python {}",
-            python.version
-        );
-        let step = steps.start(&what, Some("about 1 minute, 250 MB"));
-        install(&python, &dir)?;
+        before()?;
+        let what = format!("{}, on Python {}", recipe.what, python.version);
+        let step = steps.start(&what, Some(recipe.estimate));
+        install(python, &dir, recipe)?;
         fs::write(&complete, "")?;
         step.done();
     }
-    write_files(&environment)?;
     Ok(environment)
 }
 
-fn interpreter() -> Result<Interpreter> {
+/// Finds a Python that is recent enough.
+pub(super) fn interpreter() -> Result<Interpreter> {
     let asked = std::env::var("COURSE_PYTHON").ok();
     let names = match &asked {
         Some(name) => vec![name.as_str()],
@@ -156,7 +184,7 @@ fn recent_enough(version: &str) -> bool {
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (3, 10)
 }
 
-fn install(python: &Interpreter, dir: &Path) -> Result<()> {
+fn install(python: &Interpreter, dir: &Path, recipe: &Recipe) -> Result<()> {
     // A half-made environment is of no use; pip's cache makes the second try quick.
     if dir.exists() {
         fs::remove_dir_all(dir)
@@ -166,7 +194,7 @@ fn install(python: &Interpreter, dir: &Path) -> Result<()> {
     venv.args(["-m", "venv"]).arg(dir);
     tool::run("making the Python environment", &mut venv, |_| ())?;
     let requirements = dir.join("requirements.txt");
-    fs::write(&requirements, REQUIREMENTS)?;
+    fs::write(&requirements, recipe.requirements)?;
     let mut pip = Command::new(dir.join("bin/python"));
     pip.args([
         "-m",
@@ -177,7 +205,7 @@ fn install(python: &Interpreter, dir: &Path) -> Result<()> {
     ])
     .args(["--no-input", "--require-hashes", "-r"])
     .arg(&requirements);
-    tool::run("installing JupyterLab", &mut pip, |_| ())
+    tool::run(&format!("installing the {}", recipe.what), &mut pip, |_| ())
 }
 
 fn write_files(environment: &Environment) -> Result<()> {

@@ -1,27 +1,13 @@
-//! `cargo course bench`: figures that the README repeats, measured on this machine.
+//! `cargo course bench kernel`: how fast a notebook answers.
 
+use super::worker;
 use crate::home::{Checkout, Home, write_atomic};
+use crate::progress::Steps;
 use crate::setup;
-use crate::setup::template::without_cargo;
 use anyhow::{Context, Result, bail};
-use clap::Subcommand;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
-
-/// What to measure.
-#[derive(Subcommand)]
-pub enum Action {
-    /// The kernel: ready, first cell, first tensor, println, matrix product against release
-    Kernel {
-        /// How many kernels to start
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
-        runs: u8,
-        /// Write the figures to this file as JSON
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
-}
 
 /// Row of the table: key in the report, words, unit, at most.
 const ROWS: &[(&str, &str, &str, f64)] = &[
@@ -35,32 +21,17 @@ const ROWS: &[(&str, &str, &str, f64)] = &[
         "",
         1.15,
     ),
+    ("mlp_step_ratio", "MLP step, notebook / release", "", 1.15),
 ];
 
-/// `cargo course bench`.
-pub fn command(home: &Home, checkout: &Checkout, action: &Action) -> Result<bool> {
-    let Action::Kernel { runs, json } = action;
+/// Measures `runs` kernels; false when a goal is missed.
+pub fn command(home: &Home, checkout: &Checkout, runs: u8, json: Option<&Path>) -> Result<bool> {
     let (environment, _) = setup::ensure(home, checkout)?;
-    let mut build = Command::new("cargo");
-    without_cargo(&mut build, checkout);
-    let built = build
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "course",
-            "--example",
-            "matmul",
-        ])
-        .current_dir(checkout.root())
-        .env("PYO3_PYTHON", environment.python())
-        .status()?;
-    if !built.success() {
-        bail!("the release build of the matrix product failed");
-    }
+    let program = worker::build(checkout, "kernel", &mut Steps::new(1))?;
     let output = Command::new(environment.python())
         .args(["-m", "course_jupyter.bench", &runs.to_string()])
-        .arg(checkout.join("target/release/examples/matmul"))
+        .arg(program)
+        .arg(checkout.join("crates/course/examples/kernel/cells"))
         .current_dir(checkout.join("notebooks"))
         .env("COURSE_HOME", home.join(""))
         .stderr(Stdio::inherit())
@@ -116,7 +87,8 @@ mod tests {
     fn a_median_over_its_goal_is_told() {
         let report = |first: f64| {
             json!({"ready": [9.0, 10.0, 99.0], "first_cell": [0.5, first, first],
-                   "first_let": [1.0], "println": [0.6], "matmul_ratio": [1.0]})
+                   "first_let": [1.0], "println": [0.6], "matmul_ratio": [1.0],
+                   "mlp_step_ratio": [1.1]})
         };
         assert!(print(&report(1.4)));
         assert!(!print(&report(1.6)));
