@@ -122,7 +122,7 @@ fn losses(c: &mut Criterion) {
 
 fn quick() -> Criterion {
     // As a training run should: or the system's clearing of new memory is most of what is measured.
-    lora::reuse_memory();
+    lora::tune_process();
     Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))

@@ -1,5 +1,7 @@
 //! Without a harness: `tune_process` must find a process with one thread.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 fn main() {
@@ -43,16 +45,16 @@ fn memory_is_kept(fresh: u64) {
 /// candle's threads must use no time a moment after their work.
 fn threads_sleep() {
     use candle_core::{DType, Device, Tensor};
-    let x = Tensor::ones(1 << 20, DType::F32, &Device::Cpu).unwrap();
+    let x = Tensor::ones(1 << 18, DType::F32, &Device::Cpu).unwrap();
     (&x + &x).unwrap();
     let before = ticks();
     for _ in 0..200 {
         (&x + &x).unwrap();
-        std::thread::sleep(Duration::from_micros(500));
+        std::thread::sleep(Duration::from_millis(2));
     }
     let used = ticks() - before;
-    // 200 turns of half a millisecond; one that spins all through takes 10 ticks.
-    assert!(used <= 5, "candle's threads used {used} ticks");
+    // A thread that spins all through takes 40 ticks; the work itself takes one or two.
+    assert!(used <= 8, "candle's threads used {used} ticks");
 }
 
 /// Minor page faults of the process.

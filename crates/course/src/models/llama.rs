@@ -88,12 +88,12 @@ impl LlamaConfig {
             })
         };
         let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
-        if heads == 0 || kv == 0 || heads % kv != 0 {
+        if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) {
             return refuse(format!(
                 "num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv}"
             ));
         }
-        if self.hidden_size % heads != 0 || !self.head_dim().is_multiple_of(2) {
+        if !self.hidden_size.is_multiple_of(heads) || !self.head_dim().is_multiple_of(2) {
             return refuse(format!(
                 "hidden_size = {} must split into {heads} heads of an even size",
                 self.hidden_size
