@@ -120,6 +120,28 @@ fn losses(c: &mut Criterion) {
     });
 }
 
+fn linears(c: &mut Criterion) {
+    let w = random(&[768, 768]);
+    let all = [random(&[256, 768]), random(&[8, 768]), random(&[768, 8])];
+    let ours: Op<'_> = &|t| Ok(ops::lora_linear(&t[0], &w, None, &t[1], &t[2], 2.0)?);
+    measure(c, "lora_linear 256x768-768, r 8", &all, ours, &|t| {
+        let thin = t[0].matmul(&t[1].t()?)?.matmul(&t[2].t()?)?;
+        t[0].matmul(&w.t()?)? + (thin * 2.0)?
+    });
+    let x = [random(&[256, 768])];
+    let ours: Op<'_> = &|x| Ok(ops::frozen_linear(&x[0], &w, None)?);
+    measure(c, "frozen_linear 256x768-768", &x, ours, &|x| {
+        x[0].matmul(&w.t()?)
+    });
+    let (w, x) = (random(&[49_152, 576]), [random(&[256, 576])]);
+    let targets: Vec<u32> = (0..256).map(|i| i * 191).collect();
+    let targets = Tensor::new(targets, &CPU).unwrap();
+    let ours: Op<'_> = &|x| Ok(ops::linear_cross_entropy(&x[0], &w, &targets)?);
+    measure(c, "linear_cross_entropy 256x576-49152", &x, ours, &|x| {
+        candle_nn::loss::cross_entropy(&x[0].matmul(&w.t()?)?, &targets)
+    });
+}
+
 fn quick() -> Criterion {
     // As a training run should: or the system's clearing of new memory is most of what is measured.
     lora::tune_process();
@@ -132,6 +154,6 @@ fn quick() -> Criterion {
 criterion_group! {
     name = benches;
     config = quick();
-    targets = activations, norms, softmaxes, ropes, losses
+    targets = linears, activations, norms, softmaxes, ropes, losses
 }
 criterion_main!(benches);

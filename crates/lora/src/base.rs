@@ -38,7 +38,8 @@ pub(crate) mod sealed {
         fn out(&self) -> usize;
         /// The number of inputs, for a printed layer.
         fn inputs(&self) -> usize;
-        /// The output of a batch whose rows have different pairs, where that is one operation.
+        /// The output, not flat, of rows that have pairs beside the base, where that is one
+        /// operation.
         fn with_shares(
             &self,
             _x: &Tensor,
@@ -66,17 +67,6 @@ pub(crate) mod sealed {
         /// The layer's own output of an input that is not flat.
         fn whole(&self, x: &Tensor) -> Result<Tensor> {
             self.unflat(self.forward(&self.flat(x)?)?, x)
-        }
-        /// The output with one pair beside the base, of an input that is not flat, where both are
-        /// one operation.
-        fn with_pair(
-            &self,
-            _x: &Tensor,
-            _a: &Tensor,
-            _b: &Tensor,
-            _scaling: f64,
-        ) -> Option<Result<Tensor>> {
-            None
         }
         fn a_shape(&self, r: usize) -> Vec<usize>;
         fn b_shape(&self, r: usize) -> Vec<usize>;

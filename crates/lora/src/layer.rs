@@ -11,6 +11,7 @@ use crate::adapter::Adapter;
 use crate::base::{Base, adapter_dtype, check_input, frozen, sealed};
 use crate::config::unsupported;
 use crate::count::grouped;
+use crate::ops::Share;
 use crate::{Error, LoraConfig, ParameterCount, Result, VeraConfig, VeraProjection, rows};
 
 /// The name of the adapter that a layer is built with, as in PEFT.
@@ -857,9 +858,12 @@ impl<B: sealed::Base> State<B> {
         }
         if let [adapter] = active[..]
             && let Some((a, b)) = adapter.bare_pair(train)
-            && let Some(y) = self.base.with_pair(x, a, b, adapter.scaling())
         {
-            return y;
+            let rows = x.elem_count() / self.base.inputs();
+            let share = Share::all(rows, adapter.r(), adapter.scaling());
+            if let Some(y) = self.base.with_shares(x, &[(a, b)], vec![share])? {
+                return Ok(y);
+            }
         }
         let flat = self.base.flat(x)?;
         self.base

@@ -108,11 +108,6 @@ impl sealed::Base for Linear {
         sealed::Base::forward(self, x)
     }
 
-    fn with_pair(&self, x: &Tensor, a: &Tensor, b: &Tensor, s: f64) -> Option<Result<Tensor>> {
-        let (weight, bias) = (Linear::weight(self), Linear::bias(self));
-        Some(ops::lora_linear(x, weight, bias, a, b, s))
-    }
-
     fn with_shares(
         &self,
         x: &Tensor,

@@ -4,9 +4,8 @@
 /// to do. Call it first in `main`; `false` where one of the two could not be had.
 ///
 /// A training step allocates and frees the same buffers as the one before. By default glibc hands
-/// every large one back to the system, which then clears each of its pages anew when it is touched;
-/// that can cost more than the arithmetic on it. After this call the process holds on to the most
-/// it has ever used.
+/// every large one back to the system, which then clears each of its pages anew when it is touched.
+/// After this call the process holds on to the most it has ever used.
 ///
 /// candle's element-wise operations have threads of their own, which spin for a while after each
 /// one and so take the cores from the products that follow. `CANDLE_BARRIER_POOL_SPIN_LIMIT` says

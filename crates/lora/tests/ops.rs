@@ -4,6 +4,8 @@
 
 #[path = "ops/activation.rs"]
 mod activation;
+#[path = "ops/attention.rs"]
+mod attention;
 #[path = "ops/common.rs"]
 mod common;
 #[path = "ops/linear.rs"]

@@ -22,6 +22,7 @@ CELLS = {
     "println": 'println!("{:?}", x.dims());',
 }
 
+
 def run(client, code):
     """Runs a cell; returns seconds and what it printed. A failed cell ends the measurement."""
     said = []

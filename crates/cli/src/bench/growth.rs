@@ -152,7 +152,7 @@ fn described(axis: &Axis, points: &[Point]) -> Value {
         .iter()
         .map(|point| {
             json!({"size": point.size, "settings": (axis.settings)(point.size),
-                   "seconds": point.seconds, "peak": point.peak, "start": point.start})
+                   "seconds": point.seconds, "median": summary::median(&point.seconds), "peak": point.peak, "start": point.start})
         })
         .collect();
     json!({"axis": axis.name, "words": axis.words, "points": points})

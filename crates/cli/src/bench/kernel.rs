@@ -1,5 +1,6 @@
 //! `cargo course bench kernel`: how fast a notebook answers.
 
+use super::summary::{least, median};
 use super::worker;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::progress::Steps;
@@ -58,19 +59,14 @@ fn print(report: &Value) -> bool {
     );
     let mut well = true;
     for (key, words, unit, goal) in ROWS {
-        let mut values: Vec<f64> = report[key]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_f64)
-            .collect();
-        values.sort_by(f64::total_cmp);
-        let (Some(min), Some(max)) = (values.first(), values.last()) else {
+        let values = report[key].as_array().into_iter().flatten();
+        let values: Vec<f64> = values.filter_map(Value::as_f64).collect();
+        let max = values.iter().copied().max_by(f64::total_cmp);
+        let (Some(min), Some(median), Some(max)) = (least(&values), median(&values), max) else {
             well = false;
             println!("{words:<36} not measured");
             continue;
         };
-        let median = values[values.len() / 2];
         let verdict = if median <= *goal { "" } else { "  over" };
         well &= median <= *goal;
         println!("{words:<36} {min:>8.2} {median:>8.2} {max:>8.2} {goal:>7.2} {unit}{verdict}");

@@ -11,10 +11,10 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Date, processor, threads and the versions of our own libraries.
+/// Time, processor, threads and the versions of our own libraries.
 pub fn described(checkout: &Checkout) -> Result<Value> {
     Ok(json!({
-        "date": today(),
+        "unix_time": now(),
         "cpu": cpu(),
         "threads": threads(),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -70,53 +70,17 @@ fn locked(checkout: &Checkout, package: &str) -> Result<String> {
         .with_context(|| format!("{} does not name {package}", path.display()))
 }
 
-fn today() -> String {
-    let seconds = SystemTime::now()
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
-    date(seconds / 86_400)
-}
-
-/// The date of a day counted from 1970-01-01.
-fn date(mut days: u64) -> String {
-    let mut year = 1970;
-    loop {
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-        let months = [
-            31,
-            if leap { 29 } else { 28 },
-            31,
-            30,
-            31,
-            30,
-            31,
-            31,
-            30,
-            31,
-            30,
-            31,
-        ];
-        for (month, length) in (1..).zip(months) {
-            if days < length {
-                return format!("{year}-{month:02}-{:02}", days + 1);
-            }
-            days -= length;
-        }
-        year += 1;
-    }
+        .map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::path::Path;
-
-    #[test]
-    fn days_become_dates() {
-        assert_eq!(date(0), "1970-01-01");
-        assert_eq!(date(11_016), "2000-02-29");
-        assert_eq!(date(20_454), "2026-01-01");
-    }
 
     #[test]
     fn our_versions_come_from_the_lock_file() {

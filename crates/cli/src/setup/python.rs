@@ -225,7 +225,7 @@ fn write_files(environment: &Environment) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -236,7 +236,11 @@ mod tests {
 
     #[test]
     fn every_requirement_is_pinned_by_hash() {
-        let packages = REQUIREMENTS
+        assert_pinned(REQUIREMENTS);
+    }
+
+    pub fn assert_pinned(requirements: &str) {
+        let packages = requirements
             .lines()
             .filter(|l| l.starts_with(|c: char| c.is_alphanumeric()));
         for line in packages {

@@ -19,7 +19,8 @@ struct Axis {
 #[derive(Deserialize)]
 struct Measured {
     size: usize,
-    seconds: Vec<f64>,
+    /// Seconds.
+    median: f64,
 }
 
 /// Draws the median times of a report, as JSON on stdin, to a file.
@@ -29,12 +30,8 @@ pub fn draw(file: &Path) -> Result<()> {
         .log_x()
         .log_y();
     for axis in report.axes {
-        let points = axis.points.into_iter().map(|point| {
-            let mut seconds = point.seconds;
-            seconds.sort_by(f64::total_cmp);
-            (point.size as f64, seconds[seconds.len() / 2] * 1e3)
-        });
-        chart = chart.line(axis.axis, points.collect::<Vec<_>>());
+        let points = axis.points.into_iter();
+        chart = chart.line(axis.axis, points.map(|p| (p.size as f64, p.median * 1e3)));
     }
     chart.draw()?.save(file)?;
     Ok(())

@@ -21,6 +21,7 @@ use crate::{Error, Result};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "ConfigFile")]
 pub struct LlamaConfig {
     /// Tokens in the vocabulary.
     pub vocab_size: usize,
@@ -42,6 +43,62 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// Whether the output layer is the embedding.
     pub tie_word_embeddings: bool,
+}
+
+/// `config.json`, of transformers before 5 and since.
+#[derive(Deserialize)]
+struct ConfigFile {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<serde_json::Value>,
+    rope_parameters: Option<RopeParameters>,
+    max_position_embeddings: usize,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+}
+
+#[derive(Deserialize)]
+struct RopeParameters {
+    rope_theta: f64,
+    rope_type: String,
+}
+
+impl TryFrom<ConfigFile> for LlamaConfig {
+    type Error = Error;
+
+    fn try_from(file: ConfigFile) -> Result<Self> {
+        let refuse = |problem: &str| Error::Model {
+            model: "Llama",
+            problem: problem.to_string(),
+        };
+        let newer = file.rope_parameters.as_ref();
+        if file.rope_scaling.is_some() || newer.is_some_and(|rope| rope.rope_type != "default") {
+            return Err(refuse(
+                "its rotary embedding is scaled, which this model does not do",
+            ));
+        }
+        let theta = file.rope_theta.or(newer.map(|rope| rope.rope_theta));
+        let config = Self {
+            vocab_size: file.vocab_size,
+            hidden_size: file.hidden_size,
+            intermediate_size: file.intermediate_size,
+            num_hidden_layers: file.num_hidden_layers,
+            num_attention_heads: file.num_attention_heads,
+            num_key_value_heads: file.num_key_value_heads,
+            rms_norm_eps: file.rms_norm_eps,
+            rope_theta: theta.ok_or_else(|| refuse("its config.json has no rope_theta"))?,
+            max_position_embeddings: file.max_position_embeddings,
+            tie_word_embeddings: file.tie_word_embeddings,
+        };
+        config.validate()?;
+        Ok(config)
+    }
 }
 
 impl LlamaConfig {
@@ -336,4 +393,103 @@ fn rotations(config: &LlamaConfig, device: &Device) -> Result<(Tensor, Tensor)> 
         Ok(Tensor::from_vec(numbers, shape, device)?)
     };
     Ok((table(f64::cos)?, table(f64::sin)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    use candle_core::DType;
+    use candle_nn::VarBuilder;
+
+    use super::*;
+
+    /// A tiny model of transformers with an adapter of PEFT's; how it was made stands beside it.
+    fn fixture(file: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../lora/tests/fixtures/transformers/llama")
+            .join(file)
+    }
+
+    fn case() -> HashMap<String, Tensor> {
+        candle_core::safetensors::load(fixture("case.safetensors"), &Device::Cpu).unwrap()
+    }
+
+    fn model(tied: bool) -> (Llama, lora::LoraModel) {
+        let json = std::fs::read_to_string(fixture("config.json")).unwrap();
+        let mut config: LlamaConfig = serde_json::from_str(&json).unwrap();
+        assert!(!config.tie_word_embeddings);
+        config.tie_word_embeddings = tied;
+        let bytes = std::fs::read(fixture("model.safetensors")).unwrap();
+        let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu).unwrap();
+        let builder = LoraBuilder::new(vb);
+        (
+            Llama::new(&config, &builder).unwrap(),
+            builder.model().unwrap(),
+        )
+    }
+
+    fn gap(got: &Tensor, want: &Tensor) -> f32 {
+        let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+        assert_eq!(got.dims(), want.dims());
+        largest((got - want).unwrap()).unwrap() / largest(want.clone()).unwrap()
+    }
+
+    #[test]
+    fn logits_are_those_of_transformers_and_peft() {
+        let (case, (llama, mut model)) = (case(), model(false));
+        let ids = case["input"].to_dtype(DType::U32).unwrap();
+        // The fixture holds the logits of the last token.
+        let logits = |llama: &Llama| {
+            let all = llama.forward_t(&ids, false).unwrap();
+            let length = all.dim(1).unwrap();
+            all.narrow(1, length - 1, 1).unwrap().squeeze(1).unwrap()
+        };
+        assert!(gap(&logits(&llama), &case["output_base"]) < 1e-6);
+        model.load_adapter(fixture(""), "default").unwrap();
+        assert!(gap(&logits(&llama), &case["output"]) < 1e-6);
+    }
+
+    #[test]
+    fn the_loss_is_the_cross_entropy_of_the_logits() {
+        let ids = case()["input"].to_dtype(DType::U32).unwrap();
+        for tied in [false, true] {
+            let (llama, mut model) = model(tied);
+            model.load_adapter(fixture(""), "default").unwrap();
+            let logits = llama.forward_t(&ids, true).unwrap();
+            let want = ops::cross_entropy(&logits, &ids).unwrap();
+            let loss = llama.loss(&ids, &ids, true).unwrap();
+            assert!(gap(&loss, &want) < 1e-6, "tied: {tied}");
+            let (got, wanted) = (loss.backward().unwrap(), want.backward().unwrap());
+            for (name, var) in model.trainable_parameters() {
+                let off = gap(got.get(&var).unwrap(), wanted.get(&var).unwrap());
+                assert!(off < 1e-5, "{name}: {off:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let json = std::fs::read_to_string(fixture("config.json")).unwrap();
+        let with = |from: &str, to: &str| {
+            assert!(json.contains(from), "{from}");
+            let config = serde_json::from_str::<LlamaConfig>(&json.replace(from, to));
+            config.unwrap_err().to_string()
+        };
+        assert!(with("\"rope_type\": \"default\"", "\"rope_type\": \"llama3\"").contains("scaled"));
+        let heads = with("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3");
+        assert!(
+            heads.contains("multiple of num_key_value_heads = 3"),
+            "{heads}"
+        );
+
+        let (llama, _) = model(false);
+        let long = Tensor::zeros((1, 33), DType::U32, &Device::Cpu).unwrap();
+        let error = llama.forward_t(&long, false).unwrap_err().to_string();
+        assert!(
+            error.contains("33 tokens") && error.contains("32"),
+            "{error}"
+        );
+    }
 }

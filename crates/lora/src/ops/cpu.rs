@@ -315,9 +315,7 @@ impl<'a, T> Matrix<'a, T> {
             ..self
         }
     }
-}
 
-impl<T> Matrix<'_, T> {
     /// Some of the rows.
     pub fn rows(self, from: usize, count: usize) -> Self {
         let numbers = &self.numbers[(from * self.row_stride).min(self.numbers.len())..];

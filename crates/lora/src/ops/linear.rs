@@ -125,11 +125,8 @@ pub fn lora_linear(
         });
     }
     if !weight.track_op() && !bias.is_some_and(Tensor::track_op) {
-        let share = Share {
-            rows: 0..x.elem_count() / inputs.max(1),
-            ranks: 0..lora_a.dims()[0],
-            scaling,
-        };
+        let rows = x.elem_count() / inputs.max(1);
+        let share = Share::all(rows, lora_a.dims()[0], scaling);
         if let Some(y) = lora_shares(x, weight, bias, lora_a, lora_b, vec![share])? {
             return Ok(y);
         }
@@ -535,6 +532,15 @@ impl<T: Real> Lora<T> {
 }
 
 impl Share {
+    /// All rows with one adapter of rank `r`.
+    pub(crate) fn all(rows: usize, r: usize, scaling: f64) -> Self {
+        Self {
+            rows: 0..rows,
+            ranks: 0..r,
+            scaling,
+        }
+    }
+
     /// Its rows of the stacked A: (r, in).
     fn a<'a, T>(&self, a: &'a [T], sizes: Sizes) -> Matrix<'a, T> {
         Matrix::new(a, sizes.ranks, sizes.inputs).rows(self.ranks.start, self.ranks.len())

@@ -156,6 +156,9 @@ struct Row<T> {
     rest: T,
 }
 
+/// An argument of a custom operation.
+type Held<'a> = (&'a CpuStorage, &'a Layout);
+
 /// The numbers of a [`Row`].
 const SAVED: usize = 3;
 
@@ -276,6 +279,19 @@ impl<const CENTRED: bool> Norm<CENTRED> {
 
     fn label() -> &'static str {
         if CENTRED { "layer_norm" } else { "rms_norm" }
+    }
+
+    fn on_cpu(
+        &self,
+        (x, layout): Held<'_>,
+        w: Held<'_>,
+        b: Option<Held<'_>>,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        for_real!(x, T => {
+            let b = b.map(|b| slice(b.0, b.1)).transpose()?;
+            let y = self.forward::<T>(slice(x, layout)?, slice(w.0, w.1)?, b)?;
+            Ok((stored(y), layout.shape().clone()))
+        })
     }
 
     fn forward<T: Real>(&self, x: &[T], w: &[T], b: Option<&[T]>) -> candle_core::Result<Vec<T>> {
@@ -424,10 +440,7 @@ impl<const CENTRED: bool> CustomOp2 for Norm<CENTRED> {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        for_real!(x, T => {
-            let y = self.forward::<T>(slice(x, x_layout)?, slice(w, w_layout)?, None)?;
-            Ok((stored(y), x_layout.shape().clone()))
-        })
+        self.on_cpu((x, x_layout), (w, w_layout), None)
     }
 
     fn bwd(
@@ -456,11 +469,7 @@ impl<const CENTRED: bool> CustomOp3 for Norm<CENTRED> {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        for_real!(x, T => {
-            let (w, b) = (slice(w, w_layout)?, slice(b, b_layout)?);
-            let y = self.forward::<T>(slice(x, x_layout)?, w, Some(b))?;
-            Ok((stored(y), x_layout.shape().clone()))
-        })
+        self.on_cpu((x, x_layout), (w, w_layout), Some((b, b_layout)))
     }
 
     fn bwd(

@@ -1,7 +1,8 @@
 use candle_core::{Tensor, Var};
 use lora::ops::{
-    causal_softmax, cross_entropy, frozen_linear, gelu, gelu_erf, layer_norm, linear_cross_entropy,
-    lora_linear, mse_loss, rms_norm, rope, silu, softmax_last_dim, swiglu,
+    AttentionMask, attention, causal_softmax, cross_entropy, frozen_linear, gelu, gelu_erf,
+    layer_norm, linear_cross_entropy, lora_linear, mse_loss, rms_norm, rope, silu,
+    softmax_last_dim, swiglu,
 };
 
 use super::common::{CPU, Ours, gap, random, values};
@@ -20,7 +21,7 @@ fn derivatives_of_derivatives() {
 }
 
 fn operations() -> Vec<(&'static str, Vec<usize>, Ours<'static>)> {
-    let ours: [(_, _, Ours<'static>); 14] = [
+    let ours: [(_, _, Ours<'static>); 15] = [
         ("gelu", vec![2, 5], &|x| gelu(&x[0])),
         ("gelu_erf", vec![2, 5], &|x| gelu_erf(&x[0])),
         ("silu", vec![2, 5], &|x| silu(&x[0])),
@@ -37,6 +38,9 @@ fn operations() -> Vec<(&'static str, Vec<usize>, Ours<'static>)> {
         ("rope", vec![1, 2, 1, 4], &|x| {
             let angles = random(&[2, 2], 1.0, 1);
             rope(&x[0], &angles.cos()?, &angles.sin()?)
+        }),
+        ("attention", vec![1, 3, 2, 4], &|x| {
+            attention(&x[0], &x[0], &x[0], 0.5, &AttentionMask::default())
         }),
         ("cross_entropy", vec![2, 5], &|x| {
             cross_entropy(&x[0], &Tensor::new(&[3i64, 1], &CPU)?)

@@ -183,15 +183,7 @@ pub fn packed_attention(
     if qkv.elem_count() == 0 || !qkv.dtype().is_float() {
         return refuse("it must hold floats, and every size be at least 1".to_string());
     }
-    let sizes = Sizes {
-        batch,
-        queries,
-        keys: queries,
-        heads,
-        kv_heads,
-        dim,
-        value_dim: dim,
-    };
+    let sizes = Sizes::packed([batch, queries, dim], (heads, kv_heads));
     attend(Given::Packed(qkv), sizes, scale, mask)
 }
 
@@ -226,15 +218,7 @@ pub(crate) fn flat_packed_attention(
 ) -> Result<Tensor> {
     let (batch, queries, features) = qkv.dims3()?;
     let dim = features / (heads + 2 * kv_heads);
-    let sizes = Sizes {
-        batch,
-        queries,
-        keys: queries,
-        heads,
-        kv_heads,
-        dim,
-        value_dim: dim,
-    };
+    let sizes = Sizes::packed([batch, queries, dim], (heads, kv_heads));
     attend(Given::Packed(qkv), sizes, scale, mask)
 }
 

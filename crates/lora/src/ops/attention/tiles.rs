@@ -30,6 +30,21 @@ pub(super) struct Sizes {
     pub value_dim: usize,
 }
 
+impl Sizes {
+    /// Of queries, keys and values that lie side by side.
+    pub fn packed([batch, queries, dim]: [usize; 3], (heads, kv_heads): (usize, usize)) -> Self {
+        Self {
+            batch,
+            queries,
+            keys: queries,
+            heads,
+            kv_heads,
+            dim,
+            value_dim: dim,
+        }
+    }
+}
+
 /// Queries, keys or values in memory; the numbers of one head of one row lie together.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a, T> {

@@ -1,15 +1,14 @@
 //! `ops::attention` against the plain formula, its gradients, its masks, its refusals.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use lora::ops::{AttentionMask, attention, packed_attention};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::common::{CPU, gap, values};
+
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const CPU: Device = Device::Cpu;
 const NONE: AttentionMask<'static> = AttentionMask {
     causal: false,
     masks: &[],
@@ -34,23 +33,6 @@ fn coins(shape: &[usize], p: f64, seed: u64) -> Result<Tensor> {
 fn infinite(mask: &Tensor, dtype: DType) -> Result<Tensor> {
     let zero = mask.to_dtype(dtype)?.zeros_like()?;
     Ok(mask.where_cond(&(zero.ones_like()? * f64::NEG_INFINITY)?, &zero)?)
-}
-
-fn values(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
-}
-
-/// The largest difference beside the largest number; NaN is infinitely far.
-fn error(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
-    assert_eq!(ours.dims(), theirs.dims());
-    let largest = |v: &[f64]| v.iter().fold(0f64, |m, x| m.max(x.abs()));
-    let (ours, theirs) = (values(ours)?, values(theirs)?);
-    let gaps: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
-    if gaps.iter().any(|gap| !gap.is_finite()) {
-        return Ok(f64::INFINITY);
-    }
-    assert!(largest(&theirs) > 0.0, "nothing to compare with");
-    Ok(largest(&gaps) / largest(&theirs))
 }
 
 /// The formula by candle's operations, in f64 whatever the type.
@@ -124,8 +106,8 @@ fn compare(sizes: Sizes, dtype: DType, mask: &AttentionMask<'_>) -> Result {
         _ => (1e-12, 1e-12),
     };
     let case = format!("{sizes:?} {dtype:?} causal {}", mask.causal);
-    let gap = error(&ours, &theirs)?;
-    assert!(gap <= forward, "{case}: output {gap:.1e}");
+    let off = gap(&ours, &theirs);
+    assert!(off <= forward, "{case}: output {off:.1e}");
     for (name, x) in [("q", &q), ("k", &k), ("v", &v)] {
         let (ours, theirs) = (
             our_gradients.get(x).unwrap(),
@@ -135,13 +117,13 @@ fn compare(sizes: Sizes, dtype: DType, mask: &AttentionMask<'_>) -> Result {
         if (sizes[2] == 1 || (sizes[1] == 1 && mask.causal)) && name != "v" {
             // One key has all the weight whatever its score.
             assert!(
-                values(ours)?.iter().all(|x| x.abs() < 1e-6),
+                values(ours).iter().all(|x| x.abs() < 1e-6),
                 "{case}: {name}"
             );
             continue;
         }
-        let gap = error(ours, theirs)?;
-        assert!(gap <= backward, "{case}: gradient of {name} {gap:.1e}");
+        let off = gap(ours, theirs);
+        assert!(off <= backward, "{case}: gradient of {name} {off:.1e}");
     }
     Ok(())
 }
@@ -252,7 +234,7 @@ fn a_mask_of_another_type_of_floats() -> Result {
         };
         attention(&q, &k, &v, 0.5, &mask)
     };
-    assert_eq!(values(&with(&mask)?)?, values(&with(&narrow)?)?);
+    assert_eq!(values(&with(&mask)?), values(&with(&narrow)?));
     Ok(())
 }
 
@@ -275,12 +257,12 @@ fn a_query_that_sees_nothing() -> Result {
                 let gradients = y.sqr()?.sum_all()?.backward()?;
                 let dq = gradients.get(&q).unwrap();
                 for row in [3, 69] {
-                    assert_eq!(values(&y.narrow(1, row, 1)?)?, [0.0; 16]);
-                    assert_eq!(values(&dq.narrow(1, row, 1)?)?, [0.0; 16]);
+                    assert_eq!(values(&y.narrow(1, row, 1)?), [0.0; 16]);
+                    assert_eq!(values(&dq.narrow(1, row, 1)?), [0.0; 16]);
                 }
-                assert!(values(&y.narrow(1, 4, 1)?)?.iter().all(|x| *x != 0.0));
+                assert!(values(&y.narrow(1, 4, 1)?).iter().all(|x| *x != 0.0));
                 for x in [&q, &k, &v] {
-                    let gradient = values(gradients.get(x).unwrap())?;
+                    let gradient = values(gradients.get(x).unwrap());
                     assert!(gradient.iter().all(|x| x.is_finite()));
                     assert!(gradient.iter().any(|x| *x != 0.0));
                 }
@@ -305,7 +287,7 @@ fn a_query_that_sees_nothing() -> Result {
             gradients.get(&k).unwrap(),
             gradients.get(&v).unwrap(),
         ] {
-            assert!(values(x)?.iter().all(|x| *x == 0.0));
+            assert!(values(x).iter().all(|x| *x == 0.0));
         }
         // The lowest number is no −∞: such a row is even over its keys.
         let lowest = match dtype {
@@ -324,7 +306,7 @@ fn a_query_that_sees_nothing() -> Result {
             },
         )?;
         let even = attention(&q, &k, &v, 0.0, &NONE)?;
-        assert_eq!(values(&y)?, values(&even)?);
+        assert_eq!(values(&y), values(&even));
     }
     Ok(())
 }
@@ -347,9 +329,9 @@ fn hidden_keys_have_no_influence() -> Result {
             masks: &masks,
         };
         let with = |k: &Tensor, v: &Tensor| attention(&q, k, v, 0.3, &mask);
-        assert_eq!(values(&with(&k, &v)?)?, values(&with(&k2, &v2)?)?);
+        assert_eq!(values(&with(&k, &v)?), values(&with(&k2, &v2)?));
     }
-    let first = |y: Tensor| values(&y.narrow(1, 0, 100).unwrap()).unwrap();
+    let first = |y: Tensor| values(&y.narrow(1, 0, 100).unwrap());
     let with = |k: &Tensor, v: &Tensor| attention(&q, k, v, 0.3, &causal()).unwrap();
     assert_eq!(first(with(&k, &v)), first(with(&k2, &v2)));
     Ok(())
@@ -387,11 +369,11 @@ fn large_scores_keep_their_digits() -> Result {
     ];
     let ours = attention(&q, &k, &v, 1.0, &NONE)?;
     let formula = formula([&theirs[0], &theirs[1], &theirs[2]], 1.0, &NONE)?;
-    assert!(error(&ours, &formula)? < 1e-11);
+    assert!(gap(&ours, &formula) < 1e-11);
     let ours = ours.sqr()?.sum_all()?.backward()?;
     let formula = formula.sqr()?.sum_all()?.backward()?;
-    let gap = error(ours.get(&v).unwrap(), formula.get(&theirs[2]).unwrap())?;
-    assert!(gap < 1e-11, "{gap}");
+    let off = gap(ours.get(&v).unwrap(), formula.get(&theirs[2]).unwrap());
+    assert!(off < 1e-11, "{off}");
     // 10⁸ in f32: one key has all the weight, nothing overflows.
     let [q, k, v] = arguments([2, 70, 70, 2, 1, 4, 4], DType::F32)?;
     let y = attention(&q, &k, &v, 1e8, &causal())?;
@@ -402,7 +384,7 @@ fn large_scores_keep_their_digits() -> Result {
         gradients.get(&k).unwrap(),
         gradients.get(&v).unwrap(),
     ] {
-        assert!(values(x)?.iter().all(|x| x.is_finite()));
+        assert!(values(x).iter().all(|x| x.is_finite()));
     }
     Ok(())
 }
@@ -411,7 +393,7 @@ fn large_scores_keep_their_digits() -> Result {
 fn nan_is_not_hidden() -> Result {
     let [q, k, v] = arguments([1, 3, 3, 1, 1, 2, 2], DType::F32)?;
     let nan = |x: &Tensor| -> Result<Tensor> {
-        let mut numbers = values(x)?;
+        let mut numbers = values(x);
         numbers[2] = f64::NAN; // of position 1
         Ok(Tensor::from_vec(numbers, x.shape(), &CPU)?.to_dtype(DType::F32)?)
     };
@@ -421,7 +403,7 @@ fn nan_is_not_hidden() -> Result {
         (q.as_tensor(), &nan(&k)?, v.as_tensor(), true),
         (q.as_tensor(), k.as_tensor(), &nan(&v)?, false),
     ] {
-        let y = values(&attention(q, k, v, 1.0, &causal())?)?;
+        let y = values(&attention(q, k, v, 1.0, &causal())?);
         assert!(!spared || y[..2].iter().all(|x| x.is_finite()), "{y:?}");
         assert!(y[2].is_nan(), "{y:?}");
     }
@@ -449,13 +431,13 @@ fn strided_arguments() -> Result {
             let copied = attention(&q, &k, &v, 0.4, &mask)?;
             let packed = packed_attention(&fused, kv, 0.4, &mask)?;
             let theirs = formula([&q, &k, &v], 0.4, &mask)?;
-            assert!(error(&copied, &theirs)? < 1e-6);
+            assert!(gap(&copied, &theirs) < 1e-6);
             let gradient = |y: &Tensor| -> Result<Vec<f64>> {
                 let gradients = (y * &probe)?.sum_all()?.backward()?;
-                values(gradients.get(&fused).unwrap())
+                Ok(values(gradients.get(&fused).unwrap()))
             };
             for other in [&strided, &packed] {
-                assert_eq!(values(&copied)?, values(other)?);
+                assert_eq!(values(&copied), values(other));
                 assert_eq!(gradient(&copied)?, gradient(other)?);
             }
         }
@@ -473,12 +455,12 @@ fn strided_arguments() -> Result {
             &causal(),
         )?;
         let plain = attention(&q, &k, &v, 0.4, &causal())?;
-        assert_eq!(values(&ours)?, values(&plain)?);
+        assert_eq!(values(&ours), values(&plain));
         let ours = (&ours * &probe)?.sum_all()?.backward()?;
         let plain = (&plain * &probe)?.sum_all()?.backward()?;
         for (x, y) in [(&q2, &q), (&k2, &k), (&v2, &v)] {
             let ours = ours.get(x).unwrap().transpose(1, 2)?;
-            assert_eq!(values(&ours)?, values(plain.get(y).unwrap())?);
+            assert_eq!(values(&ours), values(plain.get(y).unwrap()));
         }
 
         // A last dimension with gaps; keys and values shared by the rows of the batch.
@@ -487,7 +469,7 @@ fn strided_arguments() -> Result {
         let ours = attention(&gaps, &shared, &shared, 0.4, &NONE)?;
         let (gaps, shared) = (gaps.contiguous()?, shared.contiguous()?);
         let plain = attention(&gaps, &shared, &shared, 0.4, &NONE)?;
-        assert_eq!(values(&ours)?, values(&plain)?);
+        assert_eq!(values(&ours), values(&plain));
     }
     Ok(())
 }
@@ -523,7 +505,7 @@ fn only_what_is_tracked_has_a_gradient() -> Result {
         );
         for (i, x) in [&q, &k, &v].iter().enumerate() {
             match gradients.get(x) {
-                Some(gradient) => assert_eq!(values(gradient)?, values(all.get(x).unwrap())?),
+                Some(gradient) => assert_eq!(values(gradient), values(all.get(x).unwrap())),
                 None => assert_eq!(wanted >> i & 1, 0),
             }
         }
@@ -537,7 +519,7 @@ fn only_what_is_tracked_has_a_gradient() -> Result {
         .sqr()?
         .sum_all()?
         .backward()?;
-    assert!(error(y.get(&k).unwrap(), theirs.get(&k).unwrap())? < 1e-12);
+    assert!(gap(y.get(&k).unwrap(), theirs.get(&k).unwrap()) < 1e-12);
     Ok(())
 }
 
@@ -547,9 +529,9 @@ fn the_same_on_every_run() -> Result {
     let run = || -> Result<Vec<Vec<f64>>> {
         let y = attention(&q, &k, &v, 0.25, &causal())?;
         let gradients = y.sqr()?.sum_all()?.backward()?;
-        let mut all = vec![values(&y)?];
+        let mut all = vec![values(&y)];
         for x in [&q, &k, &v] {
-            all.push(values(gradients.get(x).unwrap())?);
+            all.push(values(gradients.get(x).unwrap()));
         }
         Ok(all)
     };
@@ -571,13 +553,13 @@ fn a_mask_that_learns() -> Result {
     };
     let ours = attention(&q, &k, &v, 0.5, &mask)?;
     let theirs = formula([&q, &k, &v], 0.5, &mask)?;
-    assert!(error(&ours, &theirs)? < 1e-12);
+    assert!(gap(&ours, &theirs) < 1e-12);
     let (ours, theirs) = (
         ours.sqr()?.sum_all()?.backward()?,
         theirs.sqr()?.sum_all()?.backward()?,
     );
     for x in [&q, &k, &v, &bias] {
-        assert!(error(ours.get(x).unwrap(), theirs.get(x).unwrap())? < 1e-12);
+        assert!(gap(ours.get(x).unwrap(), theirs.get(x).unwrap()) < 1e-12);
     }
     Ok(())
 }
@@ -595,8 +577,8 @@ fn half_precision() -> Result {
             };
             let ours = attention(&q, &k, &v, 0.4, &mask)?;
             assert_eq!(ours.dtype(), dtype);
-            let gap = error(&ours, &formula([&q, &k, &v], 0.4, &mask)?)?;
-            assert!(gap < tolerance, "{dtype:?} {gap}");
+            let off = gap(&ours, &formula([&q, &k, &v], 0.4, &mask)?);
+            assert!(off < tolerance, "{dtype:?} {off}");
             let gradients = ours.sum_all()?.backward()?;
             assert!(gradients.get(&q).is_some() && gradients.get(&v).is_some());
         }
@@ -604,7 +586,7 @@ fn half_precision() -> Result {
         let packed = packed_attention(&fused, 2, 0.4, &NONE)?;
         let part = |start, count| fused.narrow(2, start, count).unwrap();
         let apart = attention(&part(0, 4), &part(4, 2), &part(6, 2), 0.4, &NONE)?;
-        assert_eq!(values(&packed)?, values(&apart)?);
+        assert_eq!(values(&packed), values(&apart));
     }
     Ok(())
 }
@@ -625,10 +607,10 @@ fn gradients_by_finite_differences() -> Result {
             || -> Result<Tensor> { Ok((attention(&q, &k, &v, 0.7, &mask)? * &probe)?.sum_all()?) };
         let gradients = loss()?.backward()?;
         for x in [&q, &k, &v] {
-            let (start, gradient) = (x.as_tensor().copy()?, values(gradients.get(x).unwrap())?);
+            let (start, gradient) = (x.as_tensor().copy()?, values(gradients.get(x).unwrap()));
             for (i, &g) in gradient.iter().enumerate() {
                 let at = |by: f64| -> Result<f64> {
-                    let mut numbers = values(&start)?;
+                    let mut numbers = values(&start);
                     numbers[i] += by;
                     x.set(&Tensor::from_vec(numbers, start.shape(), &CPU)?)?;
                     Ok(loss()?.to_scalar()?)
