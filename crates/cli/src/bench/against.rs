@@ -255,7 +255,8 @@ impl Running {
     }
 }
 
-fn turn(worker: &mut Worker, id: &str, n: usize) -> Result<Vec<f64>> {
+/// Times `n` iterations of a loaded case, after a pause.
+pub fn turn(worker: &mut Worker, id: &str, n: usize) -> Result<Vec<f64>> {
     std::thread::sleep(PAUSE);
     worker.seconds(&json!({"do": "time", "id": id, "n": n}))
 }

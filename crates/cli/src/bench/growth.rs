@@ -1,6 +1,7 @@
 //! `cargo course bench growth`: how a step's time and memory grow with its sizes.
 
-use super::against::{per_turn, rust_worker};
+use super::against::{per_turn, rust_worker, turn};
+use super::worker::Worker;
 use super::{machine, summary, worker};
 use crate::home::{Checkout, write_atomic};
 use crate::progress::Steps;
@@ -10,8 +11,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Iterations are timed in so many turns.
-const TURNS: usize = 5;
+/// Every size gets so many turns.
+const TURNS: usize = 12;
 
 /// What grows: a name for people, and the settings at one size.
 struct Axis {
@@ -70,11 +71,7 @@ pub fn command(checkout: &Checkout, json: Option<&Path>, figure: Option<&Path>) 
     let mut report = machine::described(checkout)?;
     let mut all = Vec::new();
     for axis in axes() {
-        let points: Vec<Point> = axis
-            .sizes
-            .iter()
-            .map(|size| point(&program, &axis, *size))
-            .collect::<Result<_>>()?;
+        let points = measure(&program, &axis)?;
         println!("{}", table(&axis, &points));
         all.push(described(&axis, &points));
     }
@@ -105,24 +102,49 @@ fn draw(program: &Path, report: &Value, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One size, in a program of its own: its peak memory is that of this size alone.
-fn point(program: &Path, axis: &Axis, size: usize) -> Result<Point> {
-    eprintln!("{} {size}", axis.name);
-    let mut rust = rust_worker(program, machine::threads())?;
-    let request = json!({"do": "load", "id": "it", "case": (axis.settings)(size)});
-    let n = per_turn(summary::least(&rust.seconds(&request)?).unwrap_or(1.0));
-    let mut seconds = Vec::new();
-    for _ in 0..TURNS {
-        seconds.extend(rust.seconds(&json!({"do": "time", "id": "it", "n": n}))?);
+/// A size that is being measured.
+struct Running {
+    size: usize,
+    rust: Worker,
+    /// Iterations in a turn.
+    n: usize,
+    seconds: Vec<f64>,
+}
+
+/// All sizes in turns, so that a machine that slows down for a while slows all of them; each in a
+/// program of its own, whose peak memory is that of this size alone.
+fn measure(program: &Path, axis: &Axis) -> Result<Vec<Point>> {
+    let start = |&size: &usize| -> Result<Running> {
+        let mut rust = rust_worker(program, machine::threads())?;
+        let request = json!({"do": "load", "id": "it", "case": (axis.settings)(size)});
+        let n = per_turn(summary::least(&rust.seconds(&request)?).unwrap_or(1.0));
+        let seconds = Vec::new();
+        Ok(Running {
+            size,
+            rust,
+            n,
+            seconds,
+        })
+    };
+    eprintln!("{}: warming up", axis.name);
+    let mut all: Vec<Running> = axis.sizes.iter().map(start).collect::<Result<_>>()?;
+    for number in 1..=TURNS {
+        eprintln!("{}: turn {number} of {TURNS}", axis.name);
+        for it in &mut all {
+            it.seconds.extend(turn(&mut it.rust, "it", it.n)?);
+        }
     }
-    let peak = rust.peak()?;
-    let bytes = |key: &str| peak[key].as_u64().unwrap_or(0);
-    Ok(Point {
-        size,
-        seconds,
-        peak: bytes("peak"),
-        start: bytes("start"),
-    })
+    let point = |mut it: Running| -> Result<Point> {
+        let peak = it.rust.peak()?;
+        let bytes = |key: &str| peak[key].as_u64().unwrap_or(0);
+        Ok(Point {
+            size: it.size,
+            seconds: it.seconds,
+            peak: bytes("peak"),
+            start: bytes("start"),
+        })
+    };
+    all.into_iter().map(point).collect()
 }
 
 fn table(axis: &Axis, points: &[Point]) -> String {
