@@ -55,6 +55,26 @@ pub enum Error {
         /// Which sizes, and what they must be.
         problem: String,
     },
+    /// A training run cannot start or go on.
+    #[error("training \"{name}\": {problem}")]
+    Training {
+        /// The run's name.
+        name: String,
+        /// What is wrong, since which step, and what to do.
+        problem: String,
+    },
+    /// Something that a training run calls failed at one of its steps.
+    #[error("training \"{name}\", step {step} of {steps}: {source}")]
+    TrainingStep {
+        /// The run's name.
+        name: String,
+        /// The step, counted from 1; for an evaluation, the number of steps done before.
+        step: usize,
+        /// How many steps there were to be.
+        steps: usize,
+        /// What failed.
+        source: Box<Error>,
+    },
     /// A tensor operation failed in candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

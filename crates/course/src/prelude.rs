@@ -6,10 +6,12 @@
 //! - LoRA: [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`],
 //!   [`LoraMultiHeadAttention`], [`AttentionConfig`], [`AttentionInput`], [`LoraConfig`], [`Init`],
 //!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
+//! - training: [`Training`], [`History`], [`Schedule`], [`ParameterGroup`], and [`optim`](mod@optim)
+//!   for the rest, such as [`optim::loraplus_groups`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
 //! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
-//!   [`metrics`](mod@metrics), [`models`](mod@models);
+//!   [`metrics`](mod@metrics), [`models`](mod@models), [`train`](mod@train);
 //! - its commonest words: [`device`](fn@device), [`rng`](fn@rng), [`Rng`], [`record`],
 //!   [`Exercise`];
 //! - whole crates by name: `candle_core`, `candle_nn`, `lora`, `plotters`, `gymnasium_rs`, so that
@@ -36,6 +38,7 @@
 
 pub use candle_core::{D, DType, Device, IndexOp, Module, Tensor, Var};
 pub use candle_nn::{AdamW, Linear, Optimizer, ParamsAdamW, SGD};
+pub use lora::optim::{self, ParameterGroup, Schedule};
 pub use lora::{
     AttentionConfig, AttentionInput, Init, LoraBuilder, LoraConfig, LoraConv1d, LoraConv2d,
     LoraEmbedding, LoraLinear, LoraModel, LoraMultiHeadAttention, ParameterCount, TargetModules,
@@ -46,6 +49,7 @@ pub use crate::device::device;
 pub use crate::exercise::{Exercise, Outcome};
 pub use crate::metrics::record;
 pub use crate::rng::{Rng, rng};
+pub use crate::train::{History, Training};
 
 pub use crate::{candle_core, candle_nn, gymnasium_rs, lora, plotters};
-pub use crate::{chart, data, exercise, interrupt, linalg, metrics, models};
+pub use crate::{chart, data, exercise, interrupt, linalg, metrics, models, train};
