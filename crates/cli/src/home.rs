@@ -34,6 +34,12 @@ impl Home {
         Ok(Self(path.canonicalize()?))
     }
 
+    /// A folder of a test's own.
+    #[cfg(test)]
+    pub fn at(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
     /// A path inside.
     pub fn join(&self, part: impl AsRef<Path>) -> PathBuf {
         self.0.join(part)

@@ -85,7 +85,7 @@ fn act(action: Action) -> Result<bool> {
         }
         Action::Run(options) => run::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Check { lessons } => check::command(&Checkout::current()?, &lessons),
-        Action::Data(action) => data::command(&Checkout::current()?, &action),
+        Action::Data(action) => data::command(&Home::find()?, &Checkout::current()?, &action),
         Action::Bench(options) => bench::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Kernel { connection_file } => kernel::kernel(&connection_file).map(|()| true),
         Action::KernelGuard { folder } => kernel::guard(&folder).map(|()| true),

@@ -35,7 +35,7 @@ pub fn test(home: &Home, checkout: &Checkout) -> Result<bool> {
     stages.run("documentation", || {
         cargo(&["doc", "--workspace", "--no-deps"])
     });
-    stages.run("data", || data::verify(checkout));
+    stages.run("data", || data::verify(home, checkout));
     stages.run("notebooks: types and structure", || {
         check::command(checkout, &[])
     });
