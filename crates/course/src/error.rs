@@ -19,6 +19,14 @@ pub enum Error {
         /// What is wrong, which series it concerns, and what to do.
         problem: String,
     },
+    /// Data that cannot be had as they were asked for.
+    #[error("data \"{name}\": {problem}")]
+    Data {
+        /// Which data.
+        name: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The device that was asked for is not there.
     #[error("device: {problem}")]
     Device {

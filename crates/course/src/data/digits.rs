@@ -1,9 +1,8 @@
-//! The data that the notebooks learn from. Every file lies in the checkout's `data/`, with its
-//! source and licence in `data/manifest.toml`.
+//! Handwritten digits.
 
-use crate::{Error, Result};
+use super::{damaged, read, rows};
+use crate::Result;
 use candle_core::{Device, Tensor};
-use std::path::Path;
 
 /// Handwritten digits, 8 × 8 pixels (UCI, by way of scikit-learn).
 #[derive(Debug, Clone)]
@@ -22,7 +21,7 @@ const BLACK: f32 = 16.0;
 /// All 1,797 digits, in the order of the source.
 ///
 /// # Errors
-/// [`Error::File`] when `data/digits.u8` cannot be read, or is not a whole number of digits.
+/// [`Error::File`](crate::Error::File) when `data/digits.u8` cannot be read, or is not a whole number of digits.
 ///
 /// ```
 /// # fn main() -> Result<(), course::Error> {
@@ -71,11 +70,9 @@ impl Digits {
     /// # Errors
     /// A candle error when a place is out of range.
     pub fn at(&self, places: &[usize]) -> Result<Self> {
-        let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
-        let places = Tensor::new(places, self.images.device())?;
         Ok(Self {
-            images: self.images.index_select(&places, 0)?,
-            labels: self.labels.index_select(&places, 0)?,
+            images: rows(&self.images, places)?,
+            labels: rows(&self.labels, places)?,
         })
     }
 
@@ -96,24 +93,6 @@ impl Digits {
             images: turned.contiguous()?.reshape((n, 64))?,
             labels: self.labels.clone(),
         })
-    }
-}
-
-fn read(name: &str) -> Result<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../data")
-        .join(name);
-    std::fs::read(&path).map_err(|source| Error::File {
-        path: path.display().to_string(),
-        source,
-    })
-}
-
-fn damaged(name: &str, problem: &str) -> Error {
-    let hint = format!("{problem}: get it back with `git restore data`");
-    Error::File {
-        path: format!("data/{name}"),
-        source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
     }
 }
 

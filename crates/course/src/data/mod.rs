@@ -1,0 +1,61 @@
+//! The data that the notebooks learn from, and how it becomes batches.
+//!
+//! - [`digits`](fn@digits): handwritten digits, 8 × 8 pixels;
+//! - [`fashion`](fn@fashion): photographs of clothing, 28 × 28 pixels, as [`Images`];
+//! - [`text`](fn@text): three kinds of English, each with a part that is held out;
+//! - [`Tokens`]: a stream of token ids, cut into windows for a language model;
+//! - [`fetched`](fn@fetched): the folder of what is too large to be committed.
+//!
+//! Every committed file lies in the checkout's `data/`, with its source and licence in
+//! `data/manifest.toml`; `cargo course data list` shows them.
+
+mod batches;
+mod digits;
+mod fashion;
+mod fetched;
+mod text;
+
+pub use batches::{ImageBatches, TokenBatches, Tokens};
+pub use digits::{Digits, digits};
+pub use fashion::{FASHION_NAMES, Fashion, Images, fashion};
+pub use fetched::fetched;
+pub use text::{Corpus, text};
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::path::Path;
+
+/// A file of the checkout's `data/`.
+fn read(name: &str) -> Result<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../data")
+        .join(name);
+    std::fs::read(&path).map_err(|source| Error::File {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// The error of a file of `data/` that is not what it should be.
+fn damaged(name: &str, problem: &str) -> Error {
+    let hint = format!("{problem}: get it back with `git restore data`");
+    Error::File {
+        path: format!("data/{name}"),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
+    }
+}
+
+/// The error of data that cannot be had as it was asked for.
+fn refused(name: &str, problem: impl Into<String>) -> Error {
+    Error::Data {
+        name: name.to_owned(),
+        problem: problem.into(),
+    }
+}
+
+/// The rows of a tensor at some places, in that order.
+fn rows(tensor: &Tensor, places: &[usize]) -> Result<Tensor> {
+    let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+    let places = Tensor::new(places, tensor.device())?;
+    Ok(tensor.index_select(&places, 0)?)
+}
