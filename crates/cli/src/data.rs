@@ -545,7 +545,9 @@ with zipfile.ZipFile(sys.argv[1] + '/tiny_data-1.0-py3-none-any.whl', 'w') as wh
         assert!(!dir.exists());
 
         // A first try that was cut off is not in the way.
-        write_atomic(&home.join("data-unfinished/wheel/old.whl"), "half").unwrap();
+        for left in ["wheel/old.whl", "made/old.txt"] {
+            write_atomic(&home.join("data-unfinished").join(left), "half").unwrap();
+        }
         assert_eq!(index.fetch(&home, "wheels").unwrap(), "is fetched");
         assert_eq!(content(&dir), right);
         assert_eq!(content(&home.join("data")).len(), 1);
