@@ -1,8 +1,8 @@
 //! Each one-pass operation beside what it replaces: the same from candle's operations that keep
 //! the gradient. `cargo bench -p lora --bench ops`; a part of a name chooses some.
 //!
-//! `forward` is the value, `both` the value and its gradients: of everything but weights of a
-//! norm, which do not train beside LoRA.
+//! `forward` is the value, `both` the value and its gradients: of everything but weights that do not
+//! train beside LoRA, except where a name says `trained`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::hint::black_box;
@@ -129,16 +129,32 @@ fn linears(c: &mut Criterion) {
         t[0].matmul(&w.t()?)? + (thin * 2.0)?
     });
     let x = [random(&[256, 768])];
-    let ours: Op<'_> = &|x| Ok(ops::frozen_linear(&x[0], &w, None)?);
-    measure(c, "frozen_linear 256x768-768", &x, ours, &|x| {
-        x[0].matmul(&w.t()?)
-    });
+    let ours: Op<'_> = &|x| Ok(ops::linear(&x[0], &w, None)?);
+    measure(c, "linear 256x768-768", &x, ours, &|x| x[0].matmul(&w.t()?));
+    for (inputs, outputs) in [(192, 512), (576, 1536)] {
+        let all = [
+            random(&[1024, inputs]),
+            random(&[outputs, inputs]),
+            random(&[outputs]),
+        ];
+        let name = format!("linear 1024x{inputs}-{outputs}, trained");
+        let ours: Op<'_> = &|t| Ok(ops::linear(&t[0], &t[1], Some(&t[2]))?);
+        measure(c, &name, &all, ours, &|t| {
+            t[0].matmul(&t[1].t()?)?.broadcast_add(&t[2])
+        });
+    }
     let (w, x) = (random(&[49_152, 576]), [random(&[256, 576])]);
     let targets: Vec<u32> = (0..256).map(|i| i * 191).collect();
     let targets = Tensor::new(targets, &CPU).unwrap();
     let ours: Op<'_> = &|x| Ok(ops::linear_cross_entropy(&x[0], &w, &targets)?);
     measure(c, "linear_cross_entropy 256x576-49152", &x, ours, &|x| {
         candle_nn::loss::cross_entropy(&x[0].matmul(&w.t()?)?, &targets)
+    });
+    let both = [x[0].clone(), w];
+    let ours: Op<'_> = &|t| Ok(ops::linear_cross_entropy(&t[0], &t[1], &targets)?);
+    let name = "linear_cross_entropy 256x576-49152, trained";
+    measure(c, name, &both, ours, &|t| {
+        candle_nn::loss::cross_entropy(&t[0].matmul(&t[1].t()?)?, &targets)
     });
 }
 

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::base::{Keys, filled, sealed};
 use crate::ops::{self, Share, lora_shares};
 
-/// A frozen [`candle_nn::Linear`] with trainable low-rank updates beside it.
+/// A [`candle_nn::Linear`] with trainable low-rank updates beside it.
 ///
 /// y = x Wᵀ + b + s · (x Aᵀ) Bᵀ. See [`LoraLayer`](crate::LoraLayer) for everything it can do.
 ///
@@ -101,7 +101,7 @@ impl sealed::Base for Linear {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::frozen_linear(x, Linear::weight(self), Linear::bias(self))
+        ops::linear(x, Linear::weight(self), Linear::bias(self))
     }
 
     fn whole(&self, x: &Tensor) -> Result<Tensor> {

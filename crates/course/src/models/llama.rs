@@ -286,7 +286,7 @@ impl Llama {
         let hidden = self.hidden(ids, train)?;
         match &self.lm_head {
             Some(head) => Ok(head.forward_t(&hidden, train)?),
-            None => Ok(ops::frozen_linear(&hidden, &self.tied(), None)?),
+            None => Ok(ops::linear(&hidden, &self.tied(), None)?),
         }
     }
 

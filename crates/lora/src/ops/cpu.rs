@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSlice;
 
 /// The types of the one-pass operations: f32 and f64.
 pub(super) trait Real:
@@ -249,6 +250,42 @@ fn folded<T: Real>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
         half /= 2;
     }
     lanes[0]
+}
+
+/// The rows of a block whose columns are added up by themselves, in rows of `n` numbers.
+pub(super) fn block_rows(n: usize) -> usize {
+    (8192 / n).max(16)
+}
+
+/// The sum of the blocks' sums, first to last; zeros where there is no block.
+pub(super) fn in_order<T: Real>(blocks: Vec<Vec<T>>, n: usize) -> Vec<T> {
+    let mut blocks = blocks.into_iter();
+    let mut total = blocks.next().unwrap_or_else(|| vec![T::zero(); n]);
+    for block in blocks {
+        for (total, block) in total.iter_mut().zip(block) {
+            *total += block;
+        }
+    }
+    total
+}
+
+/// The sum of the rows of `n` numbers, in an order that depends on the shape alone.
+pub(super) fn column_sums<T: Real>(rows: &[T], n: usize) -> Vec<T> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let blocks = rows.par_chunks(block_rows(n) * n).map(|block| {
+        let mut sum = vec![T::zero(); n];
+        vectorised!(|| {
+            for row in block.chunks_exact(n) {
+                for (sum, &x) in sum.iter_mut().zip(row) {
+                    *sum += x;
+                }
+            }
+        });
+        sum
+    });
+    in_order(blocks.collect(), n)
 }
 
 /// The largest number, which is no NaN; -∞ of none.

@@ -1,25 +1,27 @@
-//! The frozen linear layer and the LoRA product beside it, each as one node of the graph.
+//! The linear layer and the LoRA product beside it, each as one node of the graph.
 
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp3, DType, Layout, MetalStorage, Shape, Storage,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Shape, Storage,
     Tensor, bail,
 };
-
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
-use super::cpu::{Matrix, Real, for_real, one_pass, product, read, slice, stored, tensor, written};
+use super::cpu::{
+    Matrix, Real, column_sums, for_real, one_pass, product, read, slice, stored, tensor, written,
+};
 use super::given;
 use crate::{Error, Result};
 
-/// y = x Wᵀ + b for a W and b that do not train.
+/// y = x Wᵀ + b, with a gradient for each of x, W and b that needs one and for no other.
 ///
-/// candle's own product computes the gradient of W whether W trains or not, which costs as much as
-/// the forward pass; this one leaves it out, and that of x too where x needs none. A W or b that
-/// is a variable, or comes from one, gets its gradient: then this is candle's own product.
+/// With g the gradient of y: dx = g W, dW = gᵀ x, db = the sum of g's rows. candle's own product
+/// computes dx and dW whatever trains, each at the cost of the forward pass: here a frozen W costs
+/// none, nor does the input of the first layer. dW and db come out the same on any number of
+/// threads.
 ///
 /// # Shapes
 ///
@@ -31,42 +33,30 @@ use crate::{Error, Result};
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
-/// use lora::ops::frozen_linear;
+/// use lora::ops::linear;
 ///
 /// let x = Var::new(&[[1f32, 2.]], &Device::Cpu)?;
 /// let w = Tensor::new(&[[3f32, 4.], [5., 6.], [7., 8.]], &Device::Cpu)?;
-/// let y = frozen_linear(&x, &w, None)?;
+/// let y = linear(&x, &w, None)?;
 /// assert_eq!(y.to_vec2::<f32>()?, [[11., 17., 23.]]);
 ///
 /// let gradients = y.sum_all()?.backward()?;
 /// assert_eq!(gradients.get(&x).unwrap().to_vec2::<f32>()?, [[15., 18.]]);
 /// assert!(gradients.get(&w).is_none());
+///
+/// let w = Var::from_tensor(&w)?;
+/// let gradients = linear(&x, &w, None)?.sum_all()?.backward()?;
+/// assert_eq!(gradients.get(&w).unwrap().to_vec2::<f32>()?, [[1., 2.]; 3]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    check_base("frozen_linear", x, weight, bias)?;
-    if weight.track_op() || bias.is_some_and(Tensor::track_op) {
-        let y = flat(x)?.matmul(&weight.t()?)?;
-        let y = y.reshape(output_dims(x, weight))?;
-        return Ok(match bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        });
-    }
-    let one_pass = one_pass(&[x, weight]);
-    // Where the product cannot start from the bias, it is added.
-    let (inside, outside) = if one_pass {
-        (bias.map(Tensor::contiguous).transpose()?, None)
-    } else {
-        (None, bias)
-    };
-    let y = x.contiguous()?.apply_op1(Frozen {
-        weight: weight.clone(),
-        bias: inside,
-    })?;
-    Ok(match outside {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    check_base("linear", x, weight, bias)?;
+    let (one_pass, x) = (one_pass(&[x, weight]), x.contiguous()?);
+    Ok(match bias {
+        // Where the product cannot start from the bias, it is added.
+        Some(bias) if one_pass => x.apply_op3(weight, &bias.contiguous()?, Product)?,
+        Some(bias) => x.apply_op2(weight, Product)?.broadcast_add(bias)?,
+        None => x.apply_op2(weight, Product)?,
     })
 }
 
@@ -74,10 +64,11 @@ pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
 ///
 /// On the CPU in f32 and f64 both products go into one buffer, and so do the two parts of x's
 /// gradient; B A is never formed. Elsewhere, and with A and B in another type than x, this is
-/// [`frozen_linear`] and candle's products beside it.
+/// [`linear()`] and candle's products beside it; so it is where W or b trains.
 ///
 /// The gradients, with g that of y: dA = s (g B)ᵀ x, dB = s gᵀ (x Aᵀ), dx = g W + s (g B) A.
-/// None is computed for W and b, and that of x only where x needs it.
+/// That of x is computed only where x needs it, and those of W and b, as [`linear()`] has them,
+/// where they train.
 ///
 /// # Shapes
 ///
@@ -124,14 +115,12 @@ pub fn lora_linear(
             wants: format!("A must be [r, {inputs}] and B [{out}, r], of one type"),
         });
     }
-    if !weight.track_op() && !bias.is_some_and(Tensor::track_op) {
-        let rows = x.elem_count() / inputs.max(1);
-        let share = Share::all(rows, lora_a.dims()[0], scaling);
-        if let Some(y) = lora_shares(x, weight, bias, lora_a, lora_b, vec![share])? {
-            return Ok(y);
-        }
+    let rows = x.elem_count() / inputs.max(1);
+    let share = Share::all(rows, lora_a.dims()[0], scaling);
+    if let Some(y) = lora_shares(x, weight, bias, lora_a, lora_b, vec![share])? {
+        return Ok(y);
     }
-    let y = frozen_linear(x, weight, bias)?.to_dtype(lora_a.dtype())?;
+    let y = linear(x, weight, bias)?.to_dtype(lora_a.dtype())?;
     let h = flat(x)?.to_dtype(lora_a.dtype())?.matmul(&lora_a.t()?)?;
     let thin = (h.matmul(&lora_b.t()?)? * scaling)?;
     Ok((y + thin.reshape(output_dims(x, weight))?)?.to_dtype(x.dtype())?)
@@ -147,10 +136,10 @@ pub struct Share {
 }
 
 /// [`lora_linear`] where different rows have different adapters: A (Σr, in) holds theirs one after
-/// the other, and so does B with each (out, r) row by row. Nothing where it cannot be one pass.
+/// the other, and so does B with each (out, r) row by row. Nothing where it cannot be one pass, or
+/// where W or b trains.
 ///
-/// The shares must be in order and must not overlap; rows of none get the base's output. W and b
-/// must not train.
+/// The shares must be in order and must not overlap; rows of none get the base's output.
 pub(crate) fn lora_shares(
     x: &Tensor,
     weight: &Tensor,
@@ -159,7 +148,8 @@ pub(crate) fn lora_shares(
     lora_b: &Tensor,
     shares: Vec<Share>,
 ) -> Result<Option<Tensor>> {
-    if !one_pass(&[x, weight, lora_a, lora_b]) {
+    let trains = weight.track_op() || bias.is_some_and(Tensor::track_op);
+    if trains || !one_pass(&[x, weight, lora_a, lora_b]) {
         return Ok(None);
     }
     let bias = bias.map(Tensor::contiguous).transpose()?;
@@ -222,7 +212,7 @@ fn output_dims(x: &Tensor, weight: &Tensor) -> Vec<usize> {
 }
 
 /// A matrix (rows, cols) of a tensor whatever its strides.
-fn matrix<'a, T: Real>(
+pub(super) fn matrix<'a, T: Real>(
     storage: &'a CpuStorage,
     layout: &Layout,
 ) -> candle_core::Result<Matrix<'a, T>> {
@@ -234,7 +224,7 @@ fn matrix<'a, T: Real>(
 }
 
 /// The weight as a matrix, for as long as the closure runs.
-pub(super) fn with_matrix<T: Real, R>(
+fn with_matrix<T: Real, R>(
     weight: &Tensor,
     f: impl FnOnce(Matrix<'_, T>) -> candle_core::Result<R>,
 ) -> candle_core::Result<R> {
@@ -260,69 +250,113 @@ fn started<T: Real>(rows: usize, cols: usize, first: Option<&[T]>) -> (Vec<T>, T
 }
 
 /// x Wᵀ + b.
-fn base_forward<T: Real>(
-    x: &[T],
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-) -> candle_core::Result<Vec<T>> {
-    with_matrix::<T, _>(weight, |w| {
-        let (rows, out) = (x.len() / w.cols.max(1), w.rows);
-        let (mut y, keep) = match bias {
-            Some(bias) => read(bias, |bias| Ok(started(rows, out, Some(bias))))?,
-            None => started(rows, out, None),
-        };
-        let x = Matrix::new(x, rows, w.cols);
-        // SAFETY: the buffer has room for (rows, out) and holds numbers where they are kept; the
-        // product writes all of it.
-        unsafe {
-            product(y.as_mut_ptr(), out, keep, T::one(), x, w.t());
-            y.set_len(rows * out);
-        }
-        Ok(y)
-    })
+fn base_forward<T: Real>(x: &[T], w: Matrix<'_, T>, bias: Option<&[T]>) -> Vec<T> {
+    let (rows, out) = (x.len() / w.cols.max(1), w.rows);
+    let (mut y, keep) = started(rows, out, bias);
+    let x = Matrix::new(x, rows, w.cols);
+    // SAFETY: the buffer has room for (rows, out) and holds numbers where they are kept; the
+    // product writes all of it.
+    unsafe {
+        product(y.as_mut_ptr(), out, keep, T::one(), x, w.t());
+        y.set_len(rows * out);
+    }
+    y
 }
 
 /// g W.
-fn base_backward<T: Real>(g: &[T], weight: &Tensor) -> candle_core::Result<Vec<T>> {
-    with_matrix::<T, _>(weight, |w| {
-        let rows = g.len() / w.rows.max(1);
-        let g = Matrix::new(g, rows, w.rows);
-        // SAFETY: the product writes all of (rows, in).
-        let dx = unsafe {
-            written(rows * w.cols, |dx| {
-                product(dx, w.cols, T::zero(), T::one(), g, w);
-            })
-        };
-        Ok(dx)
-    })
-}
-
-/// x Wᵀ (+ b) with a gradient for x alone.
-struct Frozen {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Frozen {
-    /// The product by the backend's own means.
-    fn composed<S: BackendStorage>(
-        &self,
-        x: &S,
-        layout: &Layout,
-        pick: impl Fn(&Storage) -> Option<&S>,
-    ) -> candle_core::Result<(S, Shape)> {
-        let (weight, weight_layout) = self.weight.storage_and_layout();
-        let Some(weight) = pick(&weight) else {
-            bail!("frozen_linear: x and W must be on one device")
-        };
-        let (out, inputs) = self.weight.dims2()?;
-        let rows = layout.shape().elem_count() / inputs.max(1);
-        let x_layout = Layout::contiguous_with_offset((rows, inputs), layout.start_offset());
-        let w_layout = weight_layout.transpose(0, 1)?;
-        let y = x.matmul(weight, (1, rows, out, inputs), &x_layout, &w_layout)?;
-        Ok((y, output_shape(layout, out)))
+fn base_backward<T: Real>(g: &[T], w: Matrix<'_, T>) -> Vec<T> {
+    let rows = g.len() / w.rows.max(1);
+    let g = Matrix::new(g, rows, w.rows);
+    // SAFETY: the product writes all of (rows, in).
+    unsafe {
+        written(rows * w.cols, |dx| {
+            product(dx, w.cols, T::zero(), T::one(), g, w);
+        })
     }
 }
+
+/// gᵀ x.
+fn weight_backward<T: Real>(g: &[T], x: &[T], out: usize, inputs: usize) -> Vec<T> {
+    let rows = x.len() / inputs.max(1);
+    let (g, x) = (Matrix::new(g, rows, out), Matrix::new(x, rows, inputs));
+    // SAFETY: the product writes all of (out, in).
+    unsafe {
+        written(out * inputs, |dw| {
+            product(dw, inputs, T::zero(), T::one(), g.t(), x);
+        })
+    }
+}
+
+/// The gradients of x, W and b, those that are wanted.
+type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
+/// x Wᵀ, or x Wᵀ + b, as a node of the graph.
+struct Product;
+
+impl Product {
+    fn on_cpu(
+        (x, x_layout): Held<'_>,
+        (w, w_layout): Held<'_>,
+        bias: Option<Held<'_>>,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        if !matches!(x.dtype(), DType::F32 | DType::F64) {
+            return Self::composed(x, x_layout, w, w_layout);
+        }
+        for_real!(x, T => {
+            let (w, bias) = (matrix::<T>(w, w_layout)?, bias.map(|b| slice(b.0, b.1)).transpose()?);
+            let y = base_forward(slice(x, x_layout)?, w, bias);
+            Ok((stored(y), output_shape(x_layout, w.rows)))
+        })
+    }
+
+    /// The product by the backend's own means.
+    fn composed<S: BackendStorage>(
+        x: &S,
+        x_layout: &Layout,
+        w: &S,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(S, Shape)> {
+        let (out, inputs) = w_layout.shape().dims2()?;
+        let rows = x_layout.shape().elem_count() / inputs.max(1);
+        let flat = Layout::contiguous_with_offset((rows, inputs), x_layout.start_offset());
+        let turned = w_layout.transpose(0, 1)?;
+        let y = x.matmul(w, (1, rows, out, inputs), &flat, &turned)?;
+        Ok((y, output_shape(x_layout, out)))
+    }
+
+    fn gradients(
+        x: &Tensor,
+        w: &Tensor,
+        b: Option<&Tensor>,
+        g: &Tensor,
+    ) -> candle_core::Result<Gradients> {
+        let (for_x, for_w) = (x.track_op(), w.track_op());
+        let for_b = b.is_some_and(Tensor::track_op);
+        let (out, inputs) = w.dims2()?;
+        if !one_pass(&[g, w]) {
+            // Of candle's operations, which have gradients of their own.
+            let g = flat(&g.contiguous()?)?;
+            let dx = for_x.then(|| g.matmul(w)?.reshape(x.shape())).transpose()?;
+            let dw = for_w.then(|| g.t()?.matmul(&flat(x)?)).transpose()?;
+            let db = for_b.then(|| g.sum(0)).transpose()?;
+            return Ok((dx, dw, db));
+        }
+        for_real!(g, T => read::<T, _>(g, |g| {
+            let dx = for_x.then(|| {
+                tensor(with_matrix(w, |w| Ok(base_backward(g, w)))?, x.shape())
+            });
+            let dw = for_w.then(|| {
+                let dw = read::<T, _>(x, |x| Ok(weight_backward(g, x, out, inputs)))?;
+                tensor(dw, (out, inputs))
+            });
+            let db = for_b.then(|| tensor(column_sums(g, out), out));
+            Ok((dx.transpose()?, dw.transpose()?, db.transpose()?))
+        }))
+    }
+}
+
+/// An argument of a custom operation.
+type Held<'a> = (&'a CpuStorage, &'a Layout);
 
 fn output_shape(x: &Layout, out: usize) -> Shape {
     let mut dims = x.dims().to_vec();
@@ -332,59 +366,80 @@ fn output_shape(x: &Layout, out: usize) -> Shape {
     dims.into()
 }
 
-impl CustomOp1 for Frozen {
+impl CustomOp2 for Product {
     fn name(&self) -> &'static str {
-        "frozen_linear"
+        "linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        if !matches!(x.dtype(), DType::F32 | DType::F64) {
-            return self.composed(x, layout, |storage| match storage {
-                Storage::Cpu(storage) => Some(storage),
-                _ => None,
-            });
-        }
-        let shape = output_shape(layout, self.weight.dims()[0]);
-        for_real!(x, T => {
-            let y = base_forward::<T>(slice(x, layout)?, &self.weight, self.bias.as_ref())?;
-            Ok((stored(y), shape))
-        })
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        Self::on_cpu((x, x_layout), (w, w_layout), None)
     }
 
     fn cuda_fwd(
         &self,
         x: &CudaStorage,
-        layout: &Layout,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        self.composed(x, layout, |storage| match storage {
-            Storage::Cuda(storage) => Some(storage),
-            _ => None,
-        })
+        Self::composed(x, x_layout, w, w_layout)
     }
 
     fn metal_fwd(
         &self,
         x: &MetalStorage,
-        layout: &Layout,
+        x_layout: &Layout,
+        w: &MetalStorage,
+        w_layout: &Layout,
     ) -> candle_core::Result<(MetalStorage, Shape)> {
-        self.composed(x, layout, |storage| match storage {
-            Storage::Metal(storage) => Some(storage),
-            _ => None,
-        })
+        Self::composed(x, x_layout, w, w_layout)
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !x.track_op() {
-            return Ok(None);
-        }
-        if one_pass(&[g, &self.weight]) {
-            return for_real!(g, T => {
-                let dx = read(g, |g| base_backward::<T>(g, &self.weight))?;
-                tensor(dx, x.shape()).map(Some)
-            });
-        }
-        let dx = flat(&g.contiguous()?)?.matmul(&self.weight)?;
-        dx.reshape(x.shape()).map(Some)
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw, _) = Self::gradients(x, w, None, g)?;
+        Ok((dx, dw))
+    }
+}
+
+/// On the CPU in f32 and f64 alone.
+impl CustomOp3 for Product {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        Self::on_cpu((x, x_layout), (w, w_layout), Some((b, b_layout)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<Gradients> {
+        Self::gradients(x, w, Some(b), g)
     }
 }
 
@@ -420,7 +475,10 @@ impl<T: Real> Lora<T> {
 
     fn forward(&self, x: &[T], a: &[T], b: &[T]) -> candle_core::Result<Vec<T>> {
         let sizes = self.sizes(x, a)?;
-        let mut y = base_forward(x, &self.weight, self.bias.as_ref())?;
+        let mut y = with_matrix(&self.weight, |w| match &self.bias {
+            Some(bias) => read(bias, |bias| Ok(base_forward(x, w, Some(bias)))),
+            None => Ok(base_forward(x, w, None)),
+        })?;
         let x = Matrix::new(x, sizes.rows, sizes.inputs);
         let down = self.each_share(&mut y, sizes.out, |at, y| {
             let share = &self.shares[at];
@@ -518,7 +576,7 @@ impl<T: Real> Lora<T> {
             db
         });
         let dx = for_x.then(|| -> candle_core::Result<Vec<T>> {
-            let mut dx = base_backward(g, &self.weight)?;
+            let mut dx = with_matrix(&self.weight, |w| Ok(base_backward(g, w)))?;
             self.each_share(&mut dx, inputs, |at, dx| {
                 let (share, a) = (&self.shares[at], self.shares[at].a(a, sizes));
                 let gb = of_share(share, &gb[at]);

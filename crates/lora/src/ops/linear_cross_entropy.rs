@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor, WithDType, bail};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
@@ -11,15 +11,16 @@ use super::cpu::{
     vectorised, written,
 };
 use super::cross_entropy::{counted_targets, cross_entropy};
-use super::linear::{check_base, frozen_linear, with_matrix};
+use super::linear::{check_base, linear, matrix};
 use crate::Result;
 
-/// The mean cross entropy of x Wᵀ against `targets`, for a frozen W: what a language model's
-/// output layer and its loss give together.
+/// The mean cross entropy of x Wᵀ against `targets`: what a language model's output layer and its
+/// loss give together.
 ///
-/// [`cross_entropy`] of [`frozen_linear`] would hold the logits, their gradient, and what candle
-/// adds it to: for 256 tokens and a vocabulary of 49,152 that is 50 MB each. This takes some rows
-/// at a time, and where x needs a gradient computes it on the way, (softmax − one-hot) W / n.
+/// [`cross_entropy`] of [`linear()`] would hold the logits, their gradient, and what candle adds it
+/// to: for 256 tokens and a vocabulary of 49,152 that is 50 MB each. This takes some rows at a time
+/// and computes the gradients that are needed on the way: with g = (softmax − one-hot) / n,
+/// dx = g W, and dW = gᵀ x where W trains, such as an embedding that is the output layer too.
 ///
 /// # Shapes
 ///
@@ -32,53 +33,53 @@ use crate::Result;
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
-/// use lora::ops::{cross_entropy, frozen_linear, linear_cross_entropy};
+/// use lora::ops::{cross_entropy, linear, linear_cross_entropy};
 ///
 /// let x = Var::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
 /// let w = Tensor::new(&[[0.1f32, 0.2], [0.3, -0.4], [0.5, 0.6]], &Device::Cpu)?;
 /// let targets = Tensor::new(&[2u32, 0], &Device::Cpu)?;
 /// let once = linear_cross_entropy(&x, &w, &targets)?;
-/// let twice = cross_entropy(&frozen_linear(&x, &w, None)?, &targets)?;
+/// let twice = cross_entropy(&linear(&x, &w, None)?, &targets)?;
 /// assert!((once.to_scalar::<f32>()? - twice.to_scalar::<f32>()?).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn linear_cross_entropy(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<Tensor> {
     const NAME: &str = "linear_cross_entropy";
     check_base(NAME, x, weight, None)?;
-    if weight.track_op() || !one_pass(&[x, weight]) {
-        return cross_entropy(&frozen_linear(x, weight, None)?, targets);
+    if !one_pass(&[x, weight]) {
+        return cross_entropy(&linear(x, weight, None)?, targets);
     }
     let classes = weight.dims()[0];
     let leading = &x.dims()[..x.rank() - 1];
     let all = [("x", x), ("W", weight), ("targets", targets)];
     let targets = counted_targets(NAME, &all, targets, leading, classes)?;
-    Ok(
-        for_real!(x, T => x.contiguous()?.apply_op1(LinearCrossEntropy::<T> {
-        weight: weight.clone(),
+    let op = LinearCrossEntropy {
         count: targets.iter().flatten().count(),
         targets,
-        wanted: x.track_op(),
-        gradient: OnceLock::new(),
-    })?),
-    )
+        for_x: x.track_op(),
+        for_w: weight.track_op(),
+        gradients: OnceLock::new(),
+    };
+    Ok(x.contiguous()?.apply_op2(weight, op)?)
 }
 
-struct LinearCrossEntropy<T> {
-    weight: Tensor,
+struct LinearCrossEntropy {
     targets: Vec<Option<usize>>,
     count: usize,
     /// Whether x needs a gradient.
-    wanted: bool,
-    /// That gradient, for a loss whose own is 1.
-    gradient: OnceLock<Vec<T>>,
+    for_x: bool,
+    /// Whether W does.
+    for_w: bool,
+    /// Those gradients, for a loss whose own is 1.
+    gradients: OnceLock<[Option<Tensor>; 2]>,
 }
 
 /// Logits in memory at a time: 2²³ of f32 are 32 MB.
 const AT_ONCE: usize = 1 << 23;
 
-impl<T: Real> LinearCrossEntropy<T> {
+impl LinearCrossEntropy {
     /// The sum of the losses of some rows; their logits become what the gradient is made of.
-    fn rows(&self, first: usize, logits: &mut [T], classes: usize) -> f64 {
+    fn rows<T: Real>(&self, first: usize, logits: &mut [T], classes: usize) -> f64 {
         let each = rows_each(logits.len() / classes, classes);
         let scale = T::of(1.0 / self.count as f64);
         let losses = logits.par_chunks_mut(each * classes).enumerate();
@@ -96,40 +97,37 @@ impl<T: Real> LinearCrossEntropy<T> {
         losses.collect::<Vec<f64>>().into_iter().sum()
     }
 
-    fn forward(&self, x: &[T]) -> candle_core::Result<T> {
-        with_matrix::<T, _>(&self.weight, |w| {
-            let (rows, inputs, classes) = (x.len() / w.cols.max(1), w.cols, w.rows);
-            let most = (AT_ONCE / classes.max(1)).max(16);
-            let each = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
-            let mut loss = 0.0;
-            let mut run = |first: usize, dx: Option<*mut T>| {
-                let count = each.min(rows - first);
-                let x = Matrix::new(x, rows, inputs).rows(first, count);
-                // SAFETY: each product writes all rows of its own buffer; `dx` has room for the
-                // rows from `first` on.
-                unsafe {
-                    let mut logits = written(count * classes, |logits| {
-                        product(logits, classes, T::zero(), T::one(), x, w.t());
-                    });
-                    loss += self.rows(first, &mut logits, classes);
-                    if let Some(dx) = dx {
-                        let g = Matrix::new(&logits, count, classes);
-                        let dx = dx.add(first * inputs);
-                        product(dx, inputs, T::zero(), T::one(), g, w);
-                    }
-                }
+    /// The loss and the gradients of x and of W, which are empty where they are not wanted.
+    fn forward<T: Real>(&self, x: &[T], w: Matrix<'_, T>) -> (T, Vec<T>, Vec<T>) {
+        let (rows, inputs, classes) = (x.len() / w.cols.max(1), w.cols, w.rows);
+        let most = (AT_ONCE / classes.max(1)).max(16);
+        let each = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
+        let numbers = |wanted: bool, len: usize| vec![T::zero(); if wanted { len } else { 0 }];
+        let mut dx = numbers(self.for_x, x.len());
+        let mut dw = numbers(self.for_w, classes * inputs);
+        let mut loss = 0.0;
+        for first in (0..rows).step_by(each) {
+            let count = each.min(rows - first);
+            let x = Matrix::new(x, rows, inputs).rows(first, count);
+            // SAFETY: the product writes all of its buffer.
+            let mut logits = unsafe {
+                written(count * classes, |logits| {
+                    product(logits, classes, T::zero(), T::one(), x, w.t());
+                })
             };
-            let firsts = (0..rows).step_by(each);
-            if self.wanted {
-                // SAFETY: the runs write all rows.
-                let gradient =
-                    unsafe { written(x.len(), |dx| firsts.for_each(|first| run(first, Some(dx)))) };
-                let _ = self.gradient.set(gradient);
-            } else {
-                firsts.for_each(|first| run(first, None));
+            loss += self.rows(first, &mut logits, classes);
+            let g = Matrix::new(&logits, count, classes);
+            if self.for_x {
+                let dx = &mut dx[first * inputs..][..count * inputs];
+                // SAFETY: these are `count` rows.
+                unsafe { product(dx.as_mut_ptr(), inputs, T::zero(), T::one(), g, w) }
             }
-            Ok(T::of(loss / self.count as f64))
-        })
+            if self.for_w {
+                // SAFETY: dW has `classes` rows, and numbers in all of them.
+                unsafe { product(dw.as_mut_ptr(), inputs, T::one(), T::one(), g.t(), x) }
+            }
+        }
+        (T::of(loss / self.count as f64), dx, dw)
     }
 }
 
@@ -154,25 +152,48 @@ fn row_loss<T: Real>(z: &mut [T], target: Option<usize>, scale: T) -> f64 {
     WithDType::to_f64(top - chosen) + WithDType::to_f64(total).ln()
 }
 
-impl<T: Real> CustomOp1 for LinearCrossEntropy<T> {
+impl CustomOp2 for LinearCrossEntropy {
     fn name(&self) -> &'static str {
         "linear_cross_entropy"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let loss = self.forward(slice(x, layout)?)?;
-        Ok((stored(vec![loss]), ().into()))
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        for_real!(x, T => {
+            let (loss, dx, dw) = self.forward::<T>(slice(x, x_layout)?, matrix(w, w_layout)?);
+            let dx = self.for_x.then(|| tensor(dx, x_layout.shape())).transpose()?;
+            let dw = self.for_w.then(|| tensor(dw, w_layout.shape())).transpose()?;
+            let _ = self.gradients.set([dx, dw]);
+            Ok((stored(vec![loss]), ().into()))
+        })
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !self.wanted {
-            return Ok(None);
-        }
-        let Some(gradient) = self.gradient.get() else {
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some([dx, dw]) = self.gradients.get() else {
             bail!("internal: linear_cross_entropy's backward pass without its forward pass")
         };
-        let g: T = g.to_scalar()?;
-        let scaled = gradient.iter().map(|dx| *dx * g).collect();
-        tensor(scaled, x.shape()).map(Some)
+        let g = g.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let scaled = |gradient: &Option<Tensor>| {
+            let gradient = gradient.as_ref();
+            gradient
+                .map(|gradient| match g {
+                    // As from `backward` of the loss itself: no copy.
+                    1.0 => Ok(gradient.clone()),
+                    g => gradient * g,
+                })
+                .transpose()
+        };
+        Ok((scaled(dx)?, scaled(dw)?))
     }
 }

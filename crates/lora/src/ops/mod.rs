@@ -27,7 +27,7 @@ pub use attention::{AttentionMask, attention, packed_attention};
 pub(crate) use attention::{attention_with_weights, flat_attention, flat_packed_attention};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub(crate) use linear::{Share, lora_shares};
-pub use linear::{frozen_linear, lora_linear};
+pub use linear::{linear, lora_linear};
 pub use linear_cross_entropy::linear_cross_entropy;
 pub use mse::mse_loss;
 pub use norm::{layer_norm, rms_norm};

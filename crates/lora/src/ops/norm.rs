@@ -7,7 +7,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Shape, Tensor, ba
 use rayon::prelude::*;
 
 use super::cpu::{
-    Real, filled, for_real, one_pass, read, rows_each, slice, stored, sums, tensor, vectorised,
+    Real, block_rows, filled, for_real, in_order, one_pass, read, rows_each, slice, stored, sums,
+    tensor, vectorised,
 };
 use super::{check_alike, refuse, wide};
 use crate::Result;
@@ -251,11 +252,6 @@ fn backward_row<const CENTRED: bool, T: Real>(
     }
 }
 
-/// The rows of a block: what adds the gradients of w and b up in an order of its own.
-fn block_rows(n: usize) -> usize {
-    (8192 / n).max(16)
-}
-
 /// Gradients as numbers; those that are not wanted are empty.
 struct Gradients<T> {
     x: Vec<T>,
@@ -414,18 +410,6 @@ impl<const CENTRED: bool> Norm<CENTRED> {
             Ok((dx, dw, db))
         })
     }
-}
-
-/// The sum of the blocks' sums, first to last; zeros where there is no block.
-fn in_order<T: Real>(blocks: Vec<Vec<T>>, n: usize) -> Vec<T> {
-    let mut blocks = blocks.into_iter();
-    let mut total = blocks.next().unwrap_or_else(|| vec![T::zero(); n]);
-    for block in blocks {
-        for (total, block) in total.iter_mut().zip(block) {
-            *total += block;
-        }
-    }
-    total
 }
 
 impl<const CENTRED: bool> CustomOp2 for Norm<CENTRED> {

@@ -192,6 +192,11 @@ pub fn views(x: &Tensor) -> Vec<Tensor> {
 
 /// A strided input gives the same numbers, and so does a strided gradient.
 pub fn takes_views(name: &str, inputs: &[Tensor], ours: Ours<'_>) {
+    takes_views_within(0.0, name, inputs, ours);
+}
+
+/// [`takes_views`] where the strides of a matrix may change the order of a sum.
+pub fn takes_views_within(bound: f64, name: &str, inputs: &[Tensor], ours: Ours<'_>) {
     let inputs: Vec<Tensor> = inputs
         .iter()
         .map(|x| x.to_dtype(DType::F32).unwrap())
@@ -203,10 +208,10 @@ pub fn takes_views(name: &str, inputs: &[Tensor], ours: Ours<'_>) {
             let mut given = inputs.clone();
             given[i] = view.clone();
             let (again, _) = run(ours, &given, &vec![false; inputs.len()]);
-            assert_eq!(
-                values(&again),
-                values(&y),
-                "{name}: input {i} as {:?}",
+            let off = gap(&again, &y);
+            assert!(
+                off <= bound,
+                "{name}: input {i} as {:?} is off by {off:e}",
                 view.layout()
             );
         }

@@ -1,8 +1,7 @@
 use candle_core::{Tensor, Var};
 use lora::ops::{
-    AttentionMask, attention, causal_softmax, cross_entropy, frozen_linear, gelu, gelu_erf,
-    layer_norm, linear_cross_entropy, lora_linear, mse_loss, rms_norm, rope, silu,
-    softmax_last_dim, swiglu,
+    AttentionMask, attention, causal_softmax, cross_entropy, gelu, gelu_erf, layer_norm, linear,
+    linear_cross_entropy, lora_linear, mse_loss, rms_norm, rope, silu, softmax_last_dim, swiglu,
 };
 
 use super::common::{CPU, Ours, gap, random, values};
@@ -21,7 +20,7 @@ fn derivatives_of_derivatives() {
 }
 
 fn operations() -> Vec<(&'static str, Vec<usize>, Ours<'static>)> {
-    let ours: [(_, _, Ours<'static>); 15] = [
+    let ours: [(_, _, Ours<'static>); 17] = [
         ("gelu", vec![2, 5], &|x| gelu(&x[0])),
         ("gelu_erf", vec![2, 5], &|x| gelu_erf(&x[0])),
         ("silu", vec![2, 5], &|x| silu(&x[0])),
@@ -45,8 +44,11 @@ fn operations() -> Vec<(&'static str, Vec<usize>, Ours<'static>)> {
         ("cross_entropy", vec![2, 5], &|x| {
             cross_entropy(&x[0], &Tensor::new(&[3i64, 1], &CPU)?)
         }),
-        ("frozen_linear", vec![2, 5], &|x| {
-            frozen_linear(&x[0], &random(&[3, 5], 1.0, 1), None)
+        ("linear", vec![2, 5], &|x| {
+            linear(&x[0], &random(&[3, 5], 1.0, 1), None)
+        }),
+        ("linear that trains", vec![3, 2], &|x| {
+            linear(&x[0], &x[0], Some(&x[0].sum(1)?))
         }),
         // Of third degree in x, so that every part of the gradient has one of its own.
         ("lora_linear", vec![2, 2], &|x| {
@@ -56,6 +58,9 @@ fn operations() -> Vec<(&'static str, Vec<usize>, Ours<'static>)> {
         ("linear_cross_entropy", vec![2, 5], &|x| {
             let w = random(&[3, 5], 1.0, 1);
             linear_cross_entropy(&x[0], &w, &Tensor::new(&[2i64, 1], &CPU)?)
+        }),
+        ("linear_cross_entropy that trains", vec![2, 5], &|x| {
+            linear_cross_entropy(&x[0], &x[0], &Tensor::new(&[0i64, 1], &CPU)?)
         }),
         ("mse_loss", vec![2, 5], &|x| {
             mse_loss(&x[0], &random(&[2, 5], 1.0, 1))
