@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use crate::ops::Share;
 use crate::{Error, Result};
 
-/// A frozen layer that LoRA can adapt: [`candle_nn::Linear`], [`candle_nn::Conv1d`],
+/// A layer that LoRA can adapt: [`candle_nn::Linear`], [`candle_nn::Conv1d`],
 /// [`candle_nn::Conv2d`] and [`ScaledEmbedding`](crate::ScaledEmbedding).
 ///
 /// [`LoraLayer`](crate::LoraLayer) holds everything that is the same for all of them; a base says
@@ -118,6 +118,13 @@ impl Keys {
 
 /// `base` as plain tensors that no variable can reach or move, checked.
 pub(crate) fn frozen<B: sealed::Base>(layer: &str, base: &B) -> Result<B> {
+    check_parts(layer, base)?;
+    let bias = base.bias().map(plain).transpose()?;
+    base.with(plain(base.weight())?, bias)
+}
+
+/// Refuses a weight and a bias that are none of such a layer.
+pub(crate) fn check_parts<B: sealed::Base>(layer: &str, base: &B) -> Result<()> {
     let weight = base.weight();
     let shape = || weight.dims().to_vec();
     if !matches!(
@@ -146,8 +153,7 @@ pub(crate) fn frozen<B: sealed::Base>(layer: &str, base: &B) -> Result<B> {
             out: base.out(),
         });
     }
-    let bias = base.bias().map(plain).transpose()?;
-    base.with(plain(weight)?, bias)
+    Ok(())
 }
 
 /// A tensor without a graph that shares no memory with a variable.

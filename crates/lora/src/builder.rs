@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::{Tensor, Var, bail};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, Linear, VarBuilder};
 
-use crate::base::Base;
+use crate::base::{Base, plain};
 use crate::layer::LoraLayer;
 use crate::model::{LoraModel, any::AnyLayer};
 use crate::through::through;
-use crate::{LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, Result};
+use crate::{LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, ParameterCount, Result};
 
 /// Builds a network's layers from a checkpoint, as [`candle_nn::VarBuilder`] does, and keeps a
 /// handle on each of them for the [`LoraModel`].
@@ -17,6 +18,11 @@ use crate::{LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, Result};
 /// A network takes it in place of a `VarBuilder`: `b.pp("q_proj").linear(768, 768)` in place of
 /// `candle_nn::linear(768, 768, vb.pp("q_proj"))`. Parts that never take an adapter, such as
 /// norms, are built from [`vb`](Self::vb) as ever; their parameters are counted too.
+///
+/// | | what the tensors of the checkpoint become | for |
+/// |---|---|---|
+/// | [`new`](Self::new) | plain tensors, frozen | LoRA and its kind, inference |
+/// | [`trainable`](Self::trainable) | variables | pretraining, full fine-tuning |
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -64,13 +70,70 @@ pub struct LoraBuilder<'a> {
 /// What was built.
 #[derive(Default)]
 struct Book {
+    /// Whether what is fetched trains.
+    trains: bool,
     layers: Mutex<Vec<Arc<dyn AnyLayer>>>,
-    /// The tensors fetched, with their numbers of elements.
-    fetched: Mutex<BTreeMap<String, usize>>,
+    fetched: Mutex<BTreeMap<String, Fetched>>,
+}
+
+/// A tensor of the checkpoint that the network has taken.
+struct Fetched {
+    numbers: usize,
+    var: Option<Var>,
+}
+
+impl Fetched {
+    fn count(&self) -> ParameterCount {
+        ParameterCount {
+            trainable: self.var.as_ref().map_or(0, |_| self.numbers),
+            all: self.numbers,
+        }
+    }
+}
+
+impl Book {
+    /// What the network gets for a tensor of the checkpoint.
+    fn fetch(&self, name: &str, tensor: Tensor) -> candle_core::Result<Tensor> {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = tensor.elem_count();
+        if !self.trains || !tensor.dtype().is_float() {
+            fetched.insert(name.to_string(), Fetched { numbers, var: None });
+            return Ok(plain(&tensor)?);
+        }
+        if let Some(Fetched { var: Some(var), .. }) = fetched.get(name) {
+            let same = var.dims() == tensor.dims()
+                && var.dtype() == tensor.dtype()
+                && var.device().same_device(tensor.device());
+            if !same {
+                bail!(
+                    "{name} is a variable {:?} of {:?} on {:?} already and cannot be {:?} of {:?} \
+                     on {:?} too; fetch it once and convert it in the forward pass",
+                    var.dims(),
+                    var.dtype(),
+                    var.device().location(),
+                    tensor.dims(),
+                    tensor.dtype(),
+                    tensor.device().location()
+                )
+            }
+            return Ok(var.as_tensor().clone());
+        }
+        // What is a variable already stays that one.
+        let var = Var::from_tensor(&tensor)?;
+        let tensor = var.as_tensor().clone();
+        let var = Some(var);
+        fetched.insert(name.to_string(), Fetched { numbers, var });
+        Ok(tensor)
+    }
 }
 
 impl<'a> LoraBuilder<'a> {
-    /// A builder over `vb`; layers are named by their path in it.
+    /// A builder over `vb` of a network whose base is frozen; layers are named by their path in it.
+    ///
+    /// All that comes from it, through [`vb`](Self::vb) too, is a plain tensor: a variable behind
+    /// `vb` is copied and neither trains nor moves the network. For a base that trains use
+    /// [`trainable`](Self::trainable); for a part that should train beside LoRA, a norm say, take
+    /// its tensors from a `VarBuilder` of your own.
     ///
     /// ```
     /// # use candle_core::{DType, Device};
@@ -81,15 +144,82 @@ impl<'a> LoraBuilder<'a> {
     /// ```
     #[must_use]
     pub fn new(vb: VarBuilder<'a>) -> Self {
-        let book = Arc::new(Book::default());
-        let notes = book.clone();
-        let vb = through(&vb, move |name, tensor| {
-            let mut fetched = notes.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-            fetched.insert(name.to_string(), tensor.elem_count());
-            drop(fetched);
-            Ok(tensor)
+        Self::over(vb, false)
+    }
+
+    /// A builder over `vb` of the same network with a base that trains, for pretraining and full
+    /// fine-tuning.
+    ///
+    /// Each tensor that the network takes becomes a variable, whether through a layer or through
+    /// [`vb`](Self::vb): once per name, so what is fetched twice is tied. A tensor that is a
+    /// variable already, of a `VarMap` say, stays that one; any other is copied, and what gave it
+    /// stays as it was. [`variables`](Self::variables) lists them for an optimiser.
+    ///
+    /// Adapters may lie on top of such a base; then both train.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Module, VarBuilder};
+    /// use lora::LoraBuilder;
+    ///
+    /// let start = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+    /// let start = HashMap::from([("fc.weight".to_string(), start)]);
+    /// let b = LoraBuilder::trainable(VarBuilder::from_tensors(start, DType::F32, &Device::Cpu));
+    /// let layer = b.pp("fc").linear_no_bias(2, 1)?;
+    /// assert_eq!(b.model()?.parameter_count().trainable, 2);
+    ///
+    /// let x = Tensor::new(&[[1f32, -1.]], &Device::Cpu)?;
+    /// let gradients = layer.forward(&x)?.sum_all()?.backward()?;
+    /// let (name, weight) = &b.variables()[0];
+    /// assert_eq!(name, "fc.weight");
+    /// assert_eq!(gradients.get(weight).unwrap().to_vec2::<f32>()?, [[1., -1.]]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn trainable(vb: VarBuilder<'a>) -> Self {
+        Self::over(vb, true)
+    }
+
+    fn over(vb: VarBuilder<'a>, trains: bool) -> Self {
+        let book = Arc::new(Book {
+            trains,
+            ..Book::default()
         });
+        let notes = book.clone();
+        let vb = through(&vb, move |name, tensor| notes.fetch(name, tensor));
         Self { vb, book }
+    }
+
+    /// The base's variables, under the checkpoint's names and sorted by them: those of all that was
+    /// built so far of a [`trainable`](Self::trainable) network, of which each is listed once.
+    ///
+    /// A tensor of the checkpoint that the network does not use is not among them, so each of them
+    /// gets a gradient. A frozen network has none. Those of adapters are
+    /// [`LoraModel::trainable_parameters`].
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_nn::VarBuilder;
+    /// # use lora::LoraBuilder;
+    /// let names = |b: &LoraBuilder| -> lora::Result<Vec<String>> {
+    ///     let _norm = candle_nn::layer_norm(4, 1e-5, b.pp("norm").vb())?;
+    ///     let _fc = b.pp("fc").linear(4, 3)?;
+    ///     Ok(b.variables().into_iter().map(|(name, _)| name).collect())
+    /// };
+    /// let vb = || VarBuilder::zeros(DType::F32, &Device::Cpu);
+    /// let trained = names(&LoraBuilder::trainable(vb()))?;
+    /// assert_eq!(trained, ["fc.bias", "fc.weight", "norm.bias", "norm.weight"]);
+    /// assert!(names(&LoraBuilder::new(vb()))?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn variables(&self) -> Vec<(String, Var)> {
+        let fetched = self.book.fetched.lock();
+        let fetched = fetched.unwrap_or_else(PoisonError::into_inner);
+        let named =
+            |(name, fetched): (&String, &Fetched)| Some((name.clone(), fetched.var.clone()?));
+        fetched.iter().filter_map(named).collect()
     }
 
     /// The builder of a module below this one, as `VarBuilder::pp`.
@@ -275,7 +405,8 @@ impl<'a> LoraBuilder<'a> {
         )
     }
 
-    /// Adds a layer that was built elsewhere.
+    /// Adds a layer that was built elsewhere: frozen, or kept as it is where the network is
+    /// [`trainable`](Self::trainable).
     ///
     /// # Errors
     ///
@@ -292,7 +423,10 @@ impl<'a> LoraBuilder<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn noted<B: Base>(&self, base: B) -> Result<LoraLayer<B>> {
-        let layer = LoraLayer::frozen(self.vb.prefix(), base)?;
+        let layer = match self.book.trains {
+            true => LoraLayer::unfrozen(self.vb.prefix(), base)?,
+            false => LoraLayer::frozen(self.vb.prefix(), base)?,
+        };
         let mut layers = self
             .book
             .layers
@@ -329,8 +463,12 @@ impl<'a> LoraBuilder<'a> {
             .fetched
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let all: usize = fetched.values().sum();
-        let own: usize = layers.iter().map(|layer| layer.count().all).sum();
-        LoraModel::of(layers, all.saturating_sub(own))
+        let all: ParameterCount = fetched.values().map(Fetched::count).sum();
+        let own: ParameterCount = layers.iter().map(|layer| layer.count()).sum();
+        let others = ParameterCount {
+            trainable: all.trainable.saturating_sub(own.trainable),
+            all: all.all.saturating_sub(own.all),
+        };
+        LoraModel::of(layers, others)
     }
 }

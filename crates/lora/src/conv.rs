@@ -9,7 +9,7 @@ use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Module};
 use crate::Result;
 use crate::base::{Keys, filled, sealed};
 
-/// A frozen [`candle_nn::Conv1d`] with trainable low-rank updates beside it.
+/// A [`candle_nn::Conv1d`] with trainable low-rank updates beside it.
 ///
 /// y = conv(x, W) + b + s · conv₁(conv(x, A), B): A keeps the base's kernel, stride, padding and
 /// dilation, B has a kernel of 1. See [`LoraLayer`](crate::LoraLayer) for everything it can do.
@@ -38,7 +38,7 @@ use crate::base::{Keys, filled, sealed};
 /// ```
 pub type LoraConv1d = crate::LoraLayer<Conv1d>;
 
-/// A frozen [`candle_nn::Conv2d`] with trainable low-rank updates beside it.
+/// A [`candle_nn::Conv2d`] with trainable low-rank updates beside it.
 ///
 /// y = conv(x, W) + b + s · conv₁(conv(x, A), B): A keeps the base's kernel, stride, padding and
 /// dilation, B has a kernel of 1 × 1. Two thin convolutions cost less than one with the whole

@@ -6,7 +6,7 @@ use candle_nn::Embedding;
 use crate::Result;
 use crate::base::{Keys, filled, sealed};
 
-/// A frozen embedding with trainable low-rank updates beside it.
+/// An embedding with trainable low-rank updates beside it.
 ///
 /// y = W\[ids\] · e + s · Aᵀ\[ids\] Bᵀ · e, with the embedding's own factor e (1 by default). See
 /// [`LoraLayer`](crate::LoraLayer) for everything it can do.

@@ -1,4 +1,4 @@
-//! A frozen layer with any number of named adapters.
+//! A layer with any number of named adapters.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -8,7 +8,7 @@ use candle_nn::Module;
 use rand::{Rng, RngCore};
 
 use crate::adapter::Adapter;
-use crate::base::{Base, adapter_dtype, check_input, frozen, sealed};
+use crate::base::{Base, adapter_dtype, check_input, check_parts, frozen, sealed};
 use crate::config::unsupported;
 use crate::count::grouped;
 use crate::ops::Share;
@@ -21,7 +21,7 @@ use crate::{Error, LoraConfig, ParameterCount, Result, VeraConfig, VeraProjectio
 /// ```
 pub const DEFAULT_ADAPTER: &str = "default";
 
-/// A frozen layer of candle with any number of named low-rank updates beside it.
+/// A layer of candle with any number of named low-rank updates beside it.
 ///
 /// [`LoraLinear`](crate::LoraLinear), [`LoraConv1d`](crate::LoraConv1d),
 /// [`LoraConv2d`](crate::LoraConv2d) and [`LoraEmbedding`](crate::LoraEmbedding) are this type
@@ -29,9 +29,11 @@ pub const DEFAULT_ADAPTER: &str = "default";
 ///
 /// y ← y + s · B A x, or with DoRA y ← b + (m / n) · (y − b + s · B A x), n = ‖W + s B A‖.
 ///
-/// W and b never train: they are plain tensors without a graph behind them, copied where they
-/// would share memory with a variable. B starts at zero, so a fresh layer computes what its base
-/// computes. B·A is formed for merging and for DoRA's norm only.
+/// W and b do not train: [`new`](Self::new) and [`frozen`](Self::frozen) keep plain tensors without
+/// a graph behind them, copied where they would share memory with a variable. The one way to a
+/// layer whose W and b may train is [`unfrozen`](Self::unfrozen), for pretraining and full
+/// fine-tuning. B starts at zero, so a fresh layer computes what its base computes. B·A is formed
+/// for merging and for DoRA's norm only.
 ///
 /// A base in f16 or bf16 keeps A and B in f32; the updates are added in f32 and cast once.
 ///
@@ -147,6 +149,42 @@ impl<B: Base> LoraLayer<B> {
     pub fn frozen(name: impl Into<String>, base: impl Into<B>) -> Result<Self> {
         let name = checked_name(name.into())?;
         let base = frozen(&name, &base.into())?;
+        Ok(Self::of(name, base))
+    }
+
+    /// Keeps `base` as it is and gives it no adapter yet: a weight or bias that is a variable, or a
+    /// view of one, gets its gradient and moves with it.
+    ///
+    /// For pretraining and full fine-tuning; beside a base that should stay, use
+    /// [`frozen`](Self::frozen). Adapters may lie on top, and then both train; only PiSSA and
+    /// OLoRA, which would rewrite the weight, are refused. A weight that was *computed* from a
+    /// variable, such as a cast, sends its gradient back but does not follow when the variable
+    /// moves. [`LoraBuilder::trainable`](crate::LoraBuilder::trainable) builds whole networks so.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), for the name and the base.
+    ///
+    /// ```
+    /// # use candle_core::{Device, DType, Tensor, Var};
+    /// # use candle_nn::{Linear, Module};
+    /// # use lora::LoraLinear;
+    /// let w = Var::ones((2, 3), DType::F32, &Device::Cpu)?;
+    /// let layer = LoraLinear::unfrozen("fc", Linear::new(w.as_tensor().clone(), None))?;
+    /// assert_eq!(layer.parameter_count().trainable, 6);
+    ///
+    /// let x = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu)?;
+    /// let gradients = layer.forward(&x)?.sum_all()?.backward()?;
+    /// assert_eq!(gradients.get(&w).unwrap().to_vec2::<f32>()?, [[1., 2., 3.]; 2]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn unfrozen(name: impl Into<String>, base: impl Into<B>) -> Result<Self> {
+        let (name, base) = (checked_name(name.into())?, base.into());
+        check_parts(&name, &base)?;
+        Ok(Self::of(name, base))
+    }
+
+    fn of(name: String, base: B) -> Self {
         let state = State {
             base,
             adapters: Vec::new(),
@@ -155,12 +193,12 @@ impl<B: Base> LoraLayer<B> {
             merged: None,
             output_head: false,
         };
-        Ok(Self {
+        Self {
             shared: Arc::new(Shared {
                 name,
                 state: RwLock::new(state),
             }),
-        })
+        }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State<B>> {
@@ -214,7 +252,7 @@ impl<B: Base> LoraLayer<B> {
         &self.shared.name
     }
 
-    /// The frozen layer without any adapter; its tensors are shared, not copied.
+    /// The layer without any adapter; its tensors are shared, not copied.
     ///
     /// After PiSSA or OLoRA this is the rest of W that the adapter left.
     ///
@@ -267,7 +305,7 @@ impl<B: Base> LoraLayer<B> {
     ///
     /// With [`Init::Pissa`](crate::Init::Pissa) and [`Init::Olora`](crate::Init::Olora) the
     /// adapter's part leaves the base weight; that is refused beside other adapters, which would
-    /// change without a word.
+    /// change without a word, and on a weight that trains.
     ///
     /// # Errors
     ///
@@ -306,6 +344,17 @@ impl<B: Base> LoraLayer<B> {
                     config.init_lora_weights
                 ),
                 "it rewrites the base weight and would change them; add it first",
+            ));
+        }
+        if config.init_lora_weights.rewrites_base() && state.base.weight().track_op() {
+            return Err(unsupported(
+                &format!(
+                    "layer {}: {:?} on a weight that trains",
+                    self.name(),
+                    config.init_lora_weights
+                ),
+                "it rewrites the base weight, which would no longer be the variable's; \
+                 freeze the base or use another initialisation",
             ));
         }
         let (mut new, rewritten) = Adapter::lora(self.name(), &state.base, config, rng)?;
@@ -632,6 +681,9 @@ impl<B: Base> LoraLayer<B> {
 
     /// The variables that train, of the active adapters, under PEFT's names and sorted by them.
     ///
+    /// A base that trains is not among them: its variables are
+    /// [`LoraBuilder::variables`](crate::LoraBuilder::variables), under the checkpoint's names.
+    ///
     /// With more than one active adapter each name carries the adapter's, as in PEFT's memory:
     /// `….lora_A.fr.weight`.
     ///
@@ -678,7 +730,8 @@ impl<B: Base> LoraLayer<B> {
         all
     }
 
-    /// How many numbers the layer holds, and how many of them train: those of active adapters.
+    /// How many numbers the layer holds, and how many of them train: those of active adapters, and
+    /// an [`unfrozen`](Self::unfrozen) base's where no adapter puts its own in their place.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};
@@ -695,12 +748,23 @@ impl<B: Base> LoraLayer<B> {
     #[must_use]
     pub fn parameter_count(&self) -> ParameterCount {
         let state = self.read();
-        let frozen =
-            state.base.weight().elem_count() + state.base.bias().map_or(0, Tensor::elem_count);
-        let mut count = ParameterCount {
-            trainable: 0,
-            all: frozen,
+        let replaced = |by: fn(&Adapter) -> bool| {
+            let mut active = state.adapters.iter();
+            active.any(|(name, adapter)| state.active.contains(name) && by(adapter))
         };
+        let part = |tensor: &Tensor, replaced: bool| {
+            let numbers = tensor.elem_count();
+            let trains = tensor.track_op() && !replaced;
+            ParameterCount {
+                trainable: if trains { numbers } else { 0 },
+                all: numbers,
+            }
+        };
+        let weight_replaced = replaced(|adapter| adapter.saved_weight.is_some());
+        let mut count = part(state.base.weight(), weight_replaced);
+        if let Some(bias) = state.base.bias() {
+            count = count + part(bias, replaced(|adapter| adapter.base_bias.is_some()));
+        }
         for (name, adapter) in &state.adapters {
             let own: usize = adapter
                 .trainable(B::KEYS)

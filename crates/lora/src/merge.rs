@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use crate::adapter::Adapter;
-use crate::base::{Base, adapter_dtype, sealed};
+use crate::base::{Base, adapter_dtype, plain, sealed};
 use crate::layer::{LoraLayer, Merged, State};
 use crate::{Error, Result};
 
@@ -12,8 +12,8 @@ impl<B: Base> LoraLayer<B> {
     ///
     /// W ← W + s B A, or with DoRA W ← (m / n) (W + s B A), for one adapter after the other; the
     /// bias gains s · b of `lora_bias`, and comes to be where the base had none. The layer itself
-    /// stays as it is; the result is detached and trains nothing. The sum is taken in the type of A
-    /// and B and rounded once to the base's type.
+    /// stays as it is; the result is detached and trains nothing, and a base that trains does not
+    /// move it. The sum is taken in the type of A and B and rounded once to the base's type.
     ///
     /// # Errors
     ///
@@ -192,7 +192,8 @@ pub(crate) fn merge_all<B: sealed::Base>(
     }
     let dtype = base.weight().dtype();
     let wide = adapter_dtype(dtype);
-    let mut weight = base.weight().to_dtype(wide)?.detach();
+    // Not detached alone: without an update it would share a variable's memory.
+    let mut weight = plain(&base.weight().to_dtype(wide)?)?;
     let mut gained: Option<Tensor> = None;
     for adapter in adapters {
         weight = adapter.merge_weight(layer, &base, weight)?.detach();
@@ -209,7 +210,7 @@ pub(crate) fn merge_all<B: sealed::Base>(
     }
     let bias = match (base.bias(), gained) {
         (Some(bias), Some(gained)) => Some((bias.detach().to_dtype(wide)? + gained)?),
-        (bias, gained) => gained.or(bias.map(Tensor::detach)),
+        (bias, gained) => gained.or(bias.map(plain).transpose()?),
     };
     let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
     base.with(weight.to_dtype(dtype)?, bias)

@@ -237,7 +237,7 @@ pub struct LoraModel {
     pub(crate) shared: HashMap<String, VeraProjection>,
     active: Vec<String>,
     /// Numbers of the network that lie in no layer of this crate.
-    others: usize,
+    others: ParameterCount,
 }
 
 impl LoraModel {
@@ -259,10 +259,14 @@ impl LoraModel {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(layers: &[&dyn AnyLayer]) -> Result<Self> {
-        Self::of(layers.iter().map(|layer| layer.handle()).collect(), 0)
+        let layers = layers.iter().map(|layer| layer.handle()).collect();
+        Self::of(layers, ParameterCount::default())
     }
 
-    pub(crate) fn of(mut layers: Vec<Arc<dyn any::AnyLayer>>, others: usize) -> Result<Self> {
+    pub(crate) fn of(
+        mut layers: Vec<Arc<dyn any::AnyLayer>>,
+        others: ParameterCount,
+    ) -> Result<Self> {
         layers.sort_by(|a, b| a.path().cmp(b.path()));
         for pair in layers.windows(2) {
             if pair[0].path() == pair[1].path() {
@@ -939,7 +943,11 @@ impl LoraModel {
         Ok(rows::with(rows, pass))
     }
 
-    /// The variables that train, under PEFT's names and sorted by them.
+    /// The variables of the active adapters that train, under PEFT's names and sorted by them.
+    ///
+    /// A base that trains has its own in [`LoraBuilder::variables`](crate::LoraBuilder::variables),
+    /// under the checkpoint's names: full fine-tuning takes those, and training both takes both, in
+    /// groups of their own.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};
@@ -967,6 +975,9 @@ impl LoraModel {
 
     /// How many numbers the network holds and how many of them train; printed as PEFT prints it.
     ///
+    /// Those that train are the active adapters' and, in a network of
+    /// [`LoraBuilder::trainable`](crate::LoraBuilder::trainable), the base's, norms included.
+    ///
     /// ```
     /// # use candle_core::{DType, Device, Tensor};
     /// # use candle_nn::Linear;
@@ -984,11 +995,7 @@ impl LoraModel {
     #[must_use]
     pub fn parameter_count(&self) -> ParameterCount {
         let layers: ParameterCount = self.layers.iter().map(|layer| layer.count()).sum();
-        layers
-            + ParameterCount {
-                trainable: 0,
-                all: self.others,
-            }
+        layers + self.others
     }
 }
 
@@ -1002,7 +1009,7 @@ enum Place {
 }
 
 impl fmt::Display for LoraModel {
-    /// One line for each layer with an active adapter, and the count.
+    /// One line for each layer of which something trains, and the count.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for layer in self
             .layers

@@ -227,8 +227,8 @@ const CAUSAL: AttentionMask<'_> = AttentionMask {
 };
 
 impl Llama {
-    /// The model of the builder's weights; adapters come from the builder's
-    /// [`model`](LoraBuilder::model).
+    /// The model of the builder's weights, which are frozen with [`LoraBuilder::new`] and train with
+    /// [`LoraBuilder::trainable`]; adapters come from the builder's [`model`](LoraBuilder::model).
     ///
     /// # Errors
     ///
@@ -463,6 +463,34 @@ mod tests {
             assert!(gap(&loss, &want) < 1e-6, "tied: {tied}");
             let (got, wanted) = (loss.backward().unwrap(), want.backward().unwrap());
             for (name, var) in model.trainable_parameters() {
+                let off = gap(got.get(&var).unwrap(), wanted.get(&var).unwrap());
+                assert!(off < 1e-5, "{name}: {off:e}");
+            }
+        }
+    }
+
+    /// Pretraining and full fine-tuning: the same model over a builder whose base trains.
+    #[test]
+    fn every_weight_trains_where_the_base_does() {
+        let json = std::fs::read_to_string(fixture("config.json")).unwrap();
+        let ids = case()["input"].to_dtype(DType::U32).unwrap();
+        for tied in [false, true] {
+            let mut config: LlamaConfig = serde_json::from_str(&json).unwrap();
+            config.tie_word_embeddings = tied;
+            let bytes = std::fs::read(fixture("model.safetensors")).unwrap();
+            let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu);
+            let builder = LoraBuilder::trainable(vb.unwrap());
+            let llama = Llama::new(&config, &builder).unwrap();
+            let count = builder.model().unwrap().parameter_count();
+            assert_eq!(count.trainable, config.parameter_count());
+            assert_eq!(count.all, config.parameter_count());
+
+            let logits = llama.forward_t(&ids, true).unwrap();
+            let want = ops::cross_entropy(&logits, &ids).unwrap();
+            let loss = llama.loss(&ids, &ids, true).unwrap();
+            assert!(gap(&loss, &want) < 1e-6, "tied: {tied}");
+            let (got, wanted) = (loss.backward().unwrap(), want.backward().unwrap());
+            for (name, var) in builder.variables() {
                 let off = gap(got.get(&var).unwrap(), wanted.get(&var).unwrap());
                 assert!(off < 1e-5, "{name}: {off:e}");
             }
