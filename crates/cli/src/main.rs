@@ -3,11 +3,13 @@
 mod bench;
 mod check;
 mod data;
+mod example;
 mod home;
 mod kernel;
 mod lab;
 mod lean_cargo;
 mod notebook;
+mod pretrain;
 mod progress;
 mod run;
 mod setup;
@@ -45,6 +47,11 @@ enum Action {
     /// The data that the notebooks use
     #[command(subcommand)]
     Data(data::Action),
+    /// Train a model of data/checkpoints/ again
+    Pretrain {
+        /// Its name, such as sotu-lm
+        name: String,
+    },
     /// Speed and memory
     Bench(bench::Options),
     /// What the kernelspec starts
@@ -86,6 +93,7 @@ fn act(action: Action) -> Result<bool> {
         Action::Run(options) => run::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Check { lessons } => check::command(&Checkout::current()?, &lessons),
         Action::Data(action) => data::command(&Home::find()?, &Checkout::current()?, &action),
+        Action::Pretrain { name } => pretrain::command(&Checkout::current()?, &name),
         Action::Bench(options) => bench::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Kernel { connection_file } => kernel::kernel(&connection_file).map(|()| true),
         Action::KernelGuard { folder } => kernel::guard(&folder).map(|()| true),

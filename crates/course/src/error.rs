@@ -83,6 +83,12 @@ pub enum Error {
         /// What failed.
         source: Box<Error>,
     },
+    /// Text that cannot be cut into tokens, or a file that says not how.
+    #[error("tokenizer: {problem}")]
+    Tokenizer {
+        /// What is wrong.
+        problem: String,
+    },
     /// A tensor operation failed in candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

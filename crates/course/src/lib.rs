@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod models;
 pub mod prelude;
 pub mod rng;
+pub mod tokenizer;
 pub mod train;
 
 mod error;

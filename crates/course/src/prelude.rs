@@ -6,6 +6,8 @@
 //! - LoRA: [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`],
 //!   [`LoraMultiHeadAttention`], [`AttentionConfig`], [`AttentionInput`], [`LoraConfig`], [`Init`],
 //!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
+//! - models: [`Checkpoint`], [`Llama`], [`LlamaConfig`], [`GenerationConfig`], [`Cnn`],
+//!   [`CnnConfig`], and [`Tokens`] to feed them;
 //! - training: [`Training`], [`History`], [`Schedule`], [`ParameterGroup`], and [`optim`](mod@optim)
 //!   for the rest, such as [`optim::loraplus_groups`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
@@ -43,6 +45,9 @@ pub use lora::{
     AttentionConfig, AttentionInput, Init, LoraBuilder, LoraConfig, LoraConv1d, LoraConv2d,
     LoraEmbedding, LoraLinear, LoraModel, LoraMultiHeadAttention, ParameterCount, TargetModules,
 };
+
+pub use crate::data::Tokens;
+pub use crate::models::{Checkpoint, Cnn, CnnConfig, GenerationConfig, Llama, LlamaConfig};
 
 pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
 pub use crate::device::device;

@@ -67,11 +67,14 @@ pub struct LoraBuilder<'a> {
     book: Arc<Book>,
 }
 
+/// Says which tensors train.
+type Chooser = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// What was built.
 #[derive(Default)]
 struct Book {
-    /// Whether what is fetched trains.
-    trains: bool,
+    /// The names that train, in a network whose base does.
+    trains: Option<Chooser>,
     layers: Mutex<Vec<Arc<dyn AnyLayer>>>,
     fetched: Mutex<BTreeMap<String, Fetched>>,
 }
@@ -96,7 +99,8 @@ impl Book {
     fn fetch(&self, name: &str, tensor: Tensor) -> candle_core::Result<Tensor> {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         let numbers = tensor.elem_count();
-        if !self.trains || !tensor.dtype().is_float() {
+        let trains = self.trains.as_ref().is_some_and(|trains| trains(name));
+        if !trains || !tensor.dtype().is_float() {
             fetched.insert(name.to_string(), Fetched { numbers, var: None });
             return Ok(plain(&tensor)?);
         }
@@ -144,7 +148,7 @@ impl<'a> LoraBuilder<'a> {
     /// ```
     #[must_use]
     pub fn new(vb: VarBuilder<'a>) -> Self {
-        Self::over(vb, false)
+        Self::over(vb, None)
     }
 
     /// A builder over `vb` of the same network with a base that trains, for pretraining and full
@@ -178,10 +182,32 @@ impl<'a> LoraBuilder<'a> {
     /// ```
     #[must_use]
     pub fn trainable(vb: VarBuilder<'a>) -> Self {
-        Self::over(vb, true)
+        Self::trainable_where(vb, |_| true)
     }
 
-    fn over(vb: VarBuilder<'a>, trains: bool) -> Self {
+    /// As [`trainable`](Self::trainable), but only those tensors train whose full name `which` says
+    /// yes to: the last layer, the head, the norms. The others are frozen and cost no gradient.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_nn::VarBuilder;
+    /// # use lora::LoraBuilder;
+    /// let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
+    /// let b = LoraBuilder::trainable_where(vb, |name| name.starts_with("head."));
+    /// let _layers = (b.pp("fc").linear(4, 3)?, b.pp("head").linear(3, 2)?);
+    /// let names: Vec<String> = b.variables().into_iter().map(|(name, _)| name).collect();
+    /// assert_eq!(names, ["head.bias", "head.weight"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn trainable_where(
+        vb: VarBuilder<'a>,
+        which: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self::over(vb, Some(Box::new(which)))
+    }
+
+    fn over(vb: VarBuilder<'a>, trains: Option<Chooser>) -> Self {
         let book = Arc::new(Book {
             trains,
             ..Book::default()
@@ -424,8 +450,8 @@ impl<'a> LoraBuilder<'a> {
     /// ```
     pub fn noted<B: Base>(&self, base: B) -> Result<LoraLayer<B>> {
         let layer = match self.book.trains {
-            true => LoraLayer::unfrozen(self.vb.prefix(), base)?,
-            false => LoraLayer::frozen(self.vb.prefix(), base)?,
+            Some(_) => LoraLayer::unfrozen(self.vb.prefix(), base)?,
+            None => LoraLayer::frozen(self.vb.prefix(), base)?,
         };
         let mut layers = self
             .book

@@ -4,7 +4,8 @@ use super::Against;
 use super::cases::{Case, Part, chosen};
 use super::machine;
 use super::summary::{self, Measured, Peaks, Samples, Verdict};
-use super::worker::{self, Worker};
+use super::worker::Worker;
+use crate::example;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::progress::Steps;
 use crate::setup::peft;
@@ -42,7 +43,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Against) -> Result<bo
     let mut steps = Steps::new(2);
     let python = peft::ensure(home, &mut steps)?;
     let sides = Sides {
-        rust: worker::build(checkout, "peft_bench", &mut steps)?,
+        rust: example::build(checkout, "peft_bench", &mut steps)?,
         script: peft::write_script(home)?,
         cache: home.join("peft-compiled"),
         python,

@@ -2,7 +2,8 @@
 
 use super::against::{per_turn, rust_worker, turn};
 use super::worker::Worker;
-use super::{machine, summary, worker};
+use super::{machine, summary};
+use crate::example;
 use crate::home::{Checkout, write_atomic};
 use crate::progress::Steps;
 use anyhow::{Context, Result, bail};
@@ -66,7 +67,7 @@ fn axes() -> Vec<Axis> {
 
 /// Measures and prints a Markdown table for each axis.
 pub fn command(checkout: &Checkout, json: Option<&Path>, figure: Option<&Path>) -> Result<bool> {
-    let program = worker::build(checkout, "peft_bench", &mut Steps::new(1))?;
+    let program = example::build(checkout, "peft_bench", &mut Steps::new(1))?;
     machine::warn_when_busy();
     let mut report = machine::described(checkout)?;
     let mut all = Vec::new();

@@ -1,7 +1,7 @@
 //! `cargo course bench kernel`: how fast a notebook answers.
 
 use super::summary::{least, median};
-use super::worker;
+use crate::example;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::progress::Steps;
 use crate::setup;
@@ -28,7 +28,7 @@ const ROWS: &[(&str, &str, &str, f64)] = &[
 /// Measures `runs` kernels; false when a goal is missed.
 pub fn command(home: &Home, checkout: &Checkout, runs: u8, json: Option<&Path>) -> Result<bool> {
     let (environment, _) = setup::ensure(home, checkout)?;
-    let program = worker::build(checkout, "kernel", &mut Steps::new(1))?;
+    let program = example::build(checkout, "kernel", &mut Steps::new(1))?;
     let output = Command::new(environment.python())
         .args(["-m", "course_jupyter.bench", &runs.to_string()])
         .arg(program)

@@ -1,13 +1,8 @@
 //! The programs that are timed: each answers requests, one line of JSON a time.
 
-use crate::home::Checkout;
-use crate::progress::Steps;
-use crate::setup::template::without_cargo;
-use crate::setup::tool;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -190,32 +185,6 @@ fn numbers(answer: &Value, key: &str) -> Result<Vec<f64>> {
         .map(Value::as_f64)
         .collect();
     numbers.with_context(|| format!("{key} of the answer {answer} are not all numbers"))
-}
-
-/// Builds an example of the course's crate in release; returns the program.
-pub fn build(checkout: &Checkout, example: &str, steps: &mut Steps) -> Result<PathBuf> {
-    let mut cargo = Command::new("cargo");
-    without_cargo(&mut cargo, checkout);
-    let target = match std::env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()) {
-        Some(dir) => std::path::absolute(PathBuf::from(dir))?,
-        None => checkout.join("target"),
-    };
-    cargo
-        .args(["build", "--release", "--package", "course"])
-        .args(["--example", example])
-        .env("CARGO_TARGET_DIR", &target)
-        .current_dir(checkout.root());
-    if let Some(python) = std::env::var_os("COURSE_PYTHON") {
-        cargo.env("PYO3_PYTHON", python);
-    }
-    let mut step = steps.start(
-        "The Rust side, in release",
-        Some("about 3 minutes at first"),
-    );
-    let progress = tool::compile_progress(&mut step, 300);
-    tool::run("building the Rust side", &mut cargo, progress)?;
-    step.done();
-    Ok(target.join("release/examples").join(example))
 }
 
 #[cfg(test)]

@@ -79,7 +79,10 @@ impl Weights {
     pub fn language_model(&mut self, config: &LlamaConfig) -> Result<LoraBuilder<'static>> {
         let tensors = match &self.file {
             Some(file) => file.clone(),
-            None => random_weights(config, &mut self.rng)?,
+            None => {
+                let weights = config.random_weights(&mut self.rng, &Device::Cpu)?;
+                weights.into_iter().collect()
+            }
         };
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         Ok(LoraBuilder::new(vb))
@@ -150,40 +153,4 @@ impl Weights {
         self.adapt(ADAPTER, &spec.lora(["proj"]), &[&layer])?;
         Ok(layer)
     }
-}
-
-/// A language model's weights as transformers draws them: normal, with a deviation of 0.02.
-fn random_weights(config: &LlamaConfig, rng: &mut Rng) -> Result<HashMap<String, Tensor>> {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let kv = config.num_key_value_heads * config.head_dim();
-    let mut shapes = vec![(
-        "model.embed_tokens.weight".to_owned(),
-        (config.vocab_size, hidden),
-    )];
-    let mut norms = vec!["model.norm.weight".to_owned()];
-    for layer in 0..config.num_hidden_layers {
-        let at = format!("model.layers.{layer}");
-        for (part, outputs, inputs) in [
-            ("self_attn.q_proj", hidden, hidden),
-            ("self_attn.k_proj", kv, hidden),
-            ("self_attn.v_proj", kv, hidden),
-            ("self_attn.o_proj", hidden, hidden),
-            ("mlp.gate_proj", inner, hidden),
-            ("mlp.up_proj", inner, hidden),
-            ("mlp.down_proj", hidden, inner),
-        ] {
-            shapes.push((format!("{at}.{part}.weight"), (outputs, inputs)));
-        }
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            norms.push(format!("{at}.{norm}.weight"));
-        }
-    }
-    let mut tensors = HashMap::new();
-    for (name, shape) in shapes {
-        tensors.insert(name, (rng.randn(shape, &Device::Cpu)? * 0.02)?);
-    }
-    for name in norms {
-        tensors.insert(name, Tensor::ones(hidden, DType::F32, &Device::Cpu)?);
-    }
-    Ok(tensors)
 }

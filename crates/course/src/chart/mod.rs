@@ -60,4 +60,5 @@ pub use font::register_fonts;
 pub use heat::HeatMap;
 pub use images::ImageGrid;
 pub use line::LineChart;
+pub(crate) use number::grouped;
 pub use reward::RewardChart;

@@ -164,7 +164,7 @@ fn significant(value: f64, figures: usize) -> (i64, i32) {
 }
 
 /// Digits with a comma after every third one from the right.
-fn grouped(digits: &str) -> String {
+pub(crate) fn grouped(digits: &str) -> String {
     let mut text = String::new();
     for (index, c) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {

@@ -23,13 +23,21 @@ pub use text::{Corpus, text};
 
 use crate::{Error, Result};
 use candle_core::Tensor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The checkout's `data/`.
+///
+/// ```
+/// assert!(course::data::folder().join("manifest.toml").is_file());
+/// ```
+#[must_use]
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data")
+}
 
 /// A file of the checkout's `data/`.
-fn read(name: &str) -> Result<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../data")
-        .join(name);
+pub(crate) fn read(name: &str) -> Result<Vec<u8>> {
+    let path = folder().join(name);
     std::fs::read(&path).map_err(|source| Error::File {
         path: path.display().to_string(),
         source,
@@ -37,7 +45,7 @@ fn read(name: &str) -> Result<Vec<u8>> {
 }
 
 /// The error of a file of `data/` that is not what it should be.
-fn damaged(name: &str, problem: &str) -> Error {
+pub(crate) fn damaged(name: &str, problem: &str) -> Error {
     let hint = format!("{problem}: get it back with `git restore data`");
     Error::File {
         path: format!("data/{name}"),

@@ -1,5 +1,10 @@
-//! The models of the lessons, built so that LoRA can sit on any of their layers.
+//! The models of the lessons, built so that LoRA can sit on any of their layers, and their
+//! trained weights.
 
+mod checkpoint;
+mod cnn;
 mod llama;
 
-pub use llama::{Llama, LlamaConfig};
+pub use checkpoint::{Card, Checkpoint};
+pub use cnn::{Cnn, CnnConfig};
+pub use llama::{GenerationConfig, Llama, LlamaConfig};

@@ -1,0 +1,59 @@
+//! Every committed checkpoint is read and measured again: it must be as good as its card says.
+
+#![allow(clippy::unwrap_used)]
+
+use course::data::{self, Tokens};
+use course::prelude::*;
+
+/// How far a held-out loss may be from the card on another machine: sums in another order.
+const TOLERANCE: f64 = 1e-4;
+
+fn language_model(name: &str, corpus: &str) {
+    let checkpoint = Checkpoint::open(name).unwrap();
+    let (llama, model) = checkpoint.frozen(&Device::Cpu, Llama::new).unwrap();
+    assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
+
+    let text = data::text(corpus).unwrap().held_out;
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let ids = tokenizer.encode(&text).unwrap();
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    assert_eq!(tokenizer.vocab_size(), llama.config().vocab_size);
+
+    let windows = Tokens::new(ids).windows(16, 128, &Device::Cpu).unwrap();
+    let loss = llama.held_out_loss(&windows).unwrap();
+    let want = checkpoint.card().held_out["loss"];
+    assert!(
+        (loss - want).abs() < TOLERANCE,
+        "{name}: {loss}, not {want}"
+    );
+}
+
+#[test]
+fn sotu_lm_is_as_good_as_its_card_says() {
+    language_model("sotu-lm", "sotu");
+}
+
+#[test]
+fn sotu_lm_kjv_is_as_good_as_its_card_says() {
+    language_model("sotu-lm-kjv", "kjv");
+}
+
+#[test]
+fn fashion_cnn_is_as_good_as_its_card_says() {
+    let checkpoint = Checkpoint::open("fashion-cnn").unwrap();
+    let (cnn, model) = checkpoint.frozen(&Device::Cpu, Cnn::new).unwrap();
+    assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
+    let test = data::fashion(&Device::Cpu).unwrap().test;
+    let accuracy = cnn.accuracy(&test.images, &test.labels).unwrap();
+    let want = checkpoint.card().held_out["accuracy"];
+    // Sums in another order may turn one image of the 2,000.
+    assert!((accuracy - want).abs() < 0.001, "{accuracy}, not {want}");
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_told_with_those_that_do() {
+    for name in ["", "sotu", "../checkpoints/sotu-lm", "/"] {
+        let error = Checkpoint::open(name).unwrap_err().to_string();
+        assert!(error.contains("fashion-cnn, sotu-lm"), "{error}");
+    }
+}
