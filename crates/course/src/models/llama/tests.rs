@@ -166,29 +166,31 @@ fn drawn_tokens_follow_the_softmax_of_the_likeliest() {
     let last = logits(&last);
     let mut order: Vec<usize> = (0..last.len()).collect();
     order.sort_by(|a, b| last[*b].total_cmp(&last[*a]));
-    let (top_k, temperature, draws) = (3, 0.05, 2000);
-    let weight = |i: &usize| (f64::from(last[*i]) / temperature).exp();
-    let all: f64 = order[..top_k].iter().map(weight).sum();
-
-    let config = GenerationConfig {
-        max_new_tokens: 1,
-        temperature,
-        top_k,
-        eos_token_id: None,
-    };
+    let (top_k, draws) = (3, 2000);
     let mut rng = rng(7);
-    let mut counts = HashMap::new();
-    for _ in 0..draws {
-        let new = llama.generate(&[1, 2], &config, &mut rng).unwrap();
-        *counts.entry(new[0] as usize).or_insert(0) += 1;
-    }
-    assert_eq!(counts.values().sum::<usize>(), draws);
-    for token in &order[..top_k] {
-        let share = *counts.get(token).unwrap_or(&0) as f64 / draws as f64;
-        let want = weight(token) / all;
-        // Four standard errors.
-        let slack = 4.0 * (want * (1.0 - want) / draws as f64).sqrt();
-        assert!((share - want).abs() < slack, "{share} instead of {want}");
+    // Cold, where the three differ, and warm, where without top_k others would be drawn.
+    for temperature in [0.05, 2.0] {
+        let weight = |i: &usize| (f64::from(last[*i]) / temperature).exp();
+        let all: f64 = order[..top_k].iter().map(weight).sum();
+        let config = GenerationConfig {
+            max_new_tokens: 1,
+            temperature,
+            top_k,
+            eos_token_id: None,
+        };
+        let mut counts = HashMap::new();
+        for _ in 0..draws {
+            let new = llama.generate(&[1, 2], &config, &mut rng).unwrap();
+            *counts.entry(new[0] as usize).or_insert(0) += 1;
+        }
+        for token in &order[..top_k] {
+            let share = counts.remove(token).unwrap_or(0) as f64 / draws as f64;
+            let want = weight(token) / all;
+            // Four standard errors.
+            let slack = 4.0 * (want * (1.0 - want) / draws as f64).sqrt();
+            assert!((share - want).abs() < slack, "{share} instead of {want}");
+        }
+        assert!(counts.is_empty(), "{counts:?}");
     }
 }
 
