@@ -172,7 +172,7 @@ impl Cnn {
     ///
     /// # Shapes
     ///
-    /// `images` as in [`forward_t`](Self::forward_t), `labels` [batch] of u32; → a number.
+    /// `images` as in [`forward_t`](Self::forward_t), `labels` (batch) of u32; → a number.
     ///
     /// # Errors
     ///

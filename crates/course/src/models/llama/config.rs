@@ -10,7 +10,7 @@ use crate::chart::grouped;
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// The sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
+/// The sizes of a [`Llama`](super::Llama), under the names of Hugging Face's `config.json`.
 ///
 /// ```
 /// use course::models::LlamaConfig;
