@@ -19,7 +19,7 @@ const BATCH: usize = 16;
 
 /// `sotu-lm`: a small Llama that learns to write from the State of the Union addresses.
 pub fn base() -> Result<()> {
-    const STEPS: usize = 3000;
+    const STEPS: usize = 2400;
     const RATE: f64 = 3e-3;
     let corpus = data::text("sotu")?;
     let tokenizer = Tokenizer::train(&[&corpus.train], 1024)?;

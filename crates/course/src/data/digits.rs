@@ -1,17 +1,12 @@
 //! Handwritten digits.
 
-use super::{damaged, read, rows};
+use super::{Images, damaged, read};
 use crate::Result;
 use candle_core::{Device, Tensor};
 
-/// Handwritten digits, 8 × 8 pixels (UCI, by way of scikit-learn).
-#[derive(Debug, Clone)]
-pub struct Digits {
-    /// Ink from 0 to 1, shape (n, 64), f32, rows from top to bottom.
-    pub images: Tensor,
-    /// The digit from 0 to 9, shape (n), u32.
-    pub labels: Tensor,
-}
+/// Handwritten digits, 8 × 8 pixels (UCI, by way of scikit-learn): ink from 0 to 1, shape (n, 64),
+/// rows from top to bottom, and the digit from 0 to 9.
+pub type Digits = Images;
 
 /// Bytes per digit: 64 pixels and the label.
 const RECORD: usize = 65;
@@ -55,27 +50,6 @@ pub fn digits(device: &Device) -> Result<Digits> {
 }
 
 impl Digits {
-    /// How many digits these are.
-    pub fn len(&self) -> usize {
-        self.labels.elem_count()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The digits at some places, in that order.
-    ///
-    /// # Errors
-    /// A candle error when a place is out of range.
-    pub fn at(&self, places: &[usize]) -> Result<Self> {
-        Ok(Self {
-            images: rows(&self.images, places)?,
-            labels: rows(&self.labels, places)?,
-        })
-    }
-
     /// The digits turned by a quarter, counter-clockwise: the same labels in a world in which
     /// the paper lies on its side.
     ///

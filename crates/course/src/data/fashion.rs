@@ -30,9 +30,10 @@ pub struct Fashion {
 /// Grey images with labels.
 #[derive(Debug, Clone)]
 pub struct Images {
-    /// Light from 0 (black) to 1 (white), shape (n, 1, 28, 28), f32, rows from top to bottom.
+    /// Light from 0 (black) to 1 (white), shape (n, 1, 28, 28), f32, rows from top to bottom; of
+    /// [`Digits`](super::Digits) the ink, shape (n, 64).
     pub images: Tensor,
-    /// The class of each, shape (n), u32: a place in [`FASHION_NAMES`].
+    /// The class of each, shape (n), u32: a place in [`FASHION_NAMES`], or the digit.
     pub labels: Tensor,
 }
 
