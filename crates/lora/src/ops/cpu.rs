@@ -175,6 +175,15 @@ pub(super) fn rows_each(rows: usize, row: usize) -> usize {
         .max((PARALLEL / 4).div_ceil(row.max(1)))
 }
 
+/// How many numbers a thread should take where so little is done with each that memory sets the
+/// pace.
+pub(super) fn streamed_each(numbers: usize) -> usize {
+    match numbers < 8 * PARALLEL {
+        true => numbers.max(1),
+        false => rows_each(numbers, 1),
+    }
+}
+
 /// Runs a closure compiled for the widest vectors that this CPU has.
 ///
 /// What the closure calls must be `#[inline(always)]` to be compiled for them too. A macro, so that

@@ -12,9 +12,11 @@
 //! same result.
 
 mod activation;
+mod adamw;
 mod attention;
 mod cpu;
 mod cross_entropy;
+mod gradient;
 mod linear;
 mod linear_cross_entropy;
 mod mse;
@@ -23,9 +25,11 @@ mod rope;
 mod softmax;
 
 pub use activation::{gelu, gelu_erf, silu, swiglu};
+pub(crate) use adamw::Moments;
 pub use attention::{AttentionMask, attention, packed_attention};
 pub(crate) use attention::{attention_with_weights, flat_attention, flat_packed_attention};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy};
+pub(crate) use gradient::{plus_scaled, scaled, square_norms};
 pub(crate) use linear::{Share, lora_shares};
 pub use linear::{linear, lora_linear};
 pub use linear_cross_entropy::linear_cross_entropy;

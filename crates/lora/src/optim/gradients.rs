@@ -1,9 +1,10 @@
 //! What happens to gradients between the backward pass and the step.
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use super::positive;
+use crate::ops::{plus_scaled, scaled, square_norms};
 use crate::{Error, Result};
 
 /// Scales the gradients of `parameters` down so that their joint norm is at most `max_norm`.
@@ -64,11 +65,11 @@ pub fn clip_grad_norm(
 
     let factor = max_norm / (norm + 1e-6);
     if factor < 1.0 {
-        let scaled = present
+        let clipped = present
             .into_iter()
-            .map(|(_, var, gradient)| Ok((var, (gradient * factor)?)))
+            .map(|(_, var, gradient)| Ok((var, scaled(gradient, factor)?)))
             .collect::<Result<Vec<_>>>()?;
-        for (var, gradient) in scaled {
+        for (var, gradient) in clipped {
             gradients.insert(var, gradient);
         }
     }
@@ -185,8 +186,8 @@ impl GradientAccumulator {
             sums.push(match (sum, gradient) {
                 (sum, None) => sum.clone(),
                 // A new tensor without a graph: it keeps neither activations nor storage alive.
-                (None, Some(gradient)) => Some((gradient.detach() * weight)?),
-                (Some(sum), Some(gradient)) => Some((sum + (gradient.detach() * weight)?)?),
+                (None, Some(gradient)) => Some(scaled(&gradient.detach(), weight)?),
+                (Some(sum), Some(g)) => Some(plus_scaled(sum, &g.detach(), weight)?),
             });
         }
         self.sums = sums;
@@ -222,7 +223,7 @@ impl GradientAccumulator {
         let mut mean = GradStore::default();
         for ((_, var), sum) in self.parameters.iter().zip(&self.sums) {
             if let Some(sum) = sum {
-                mean.insert(var, (sum / self.weight)?);
+                mean.insert(var, scaled(sum, 1.0 / self.weight)?);
             }
         }
         self.sums.fill(None);
@@ -254,16 +255,13 @@ pub(super) fn fitting_gradient<'a>(
 
 /// ‖g‖² of every gradient, refused by name where it is NaN or infinite.
 ///
-/// The sums lie in the gradients' own types: a square that overflows there would also overflow
+/// The squares are of the gradients' own types: one that overflows there would also overflow
 /// AdamW's second moment, and that element would never move again.
 pub(super) fn finite_square_norms<'a>(
     gradients: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<Vec<f64>> {
-    let (names, squares) = gradients
-        .into_iter()
-        .map(|(name, gradient)| Ok((name, gradient.detach().sqr()?.sum_all()?)))
-        .collect::<Result<(Vec<_>, Vec<_>)>>()?;
-    let norms = on_host(&squares)?;
+    let (names, gradients): (Vec<_>, Vec<_>) = gradients.into_iter().unzip();
+    let norms = square_norms(&gradients)?;
     match names.iter().zip(&norms).find(|(_, norm)| !norm.is_finite()) {
         Some((name, norm)) => Err(Error::GradientNotFinite {
             name: (*name).to_string(),
@@ -271,16 +269,4 @@ pub(super) fn finite_square_norms<'a>(
         }),
         None => Ok(norms),
     }
-}
-
-/// Scalars as f64, with one transfer for each run of the same device and type.
-fn on_host(scalars: &[Tensor]) -> Result<Vec<f64>> {
-    let alike =
-        |a: &Tensor, b: &Tensor| a.dtype() == b.dtype() && a.device().same_device(b.device());
-    let mut values = Vec::with_capacity(scalars.len());
-    for run in scalars.chunk_by(alike) {
-        let run = Tensor::stack(run, 0)?.to_device(&Device::Cpu)?;
-        values.extend(run.to_dtype(DType::F64)?.to_vec1::<f64>()?);
-    }
-    Ok(values)
 }

@@ -4,11 +4,12 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use candle_core::{DType, Storage, Tensor, Var};
+use candle_nn::ParamsAdamW;
 
 use super::gradients::{finite_square_norms, fitting_gradient};
 use super::{ParameterGroup, not_negative};
+use crate::ops::Moments;
 use crate::{Error, Result};
 
 /// AdamW with a learning rate and a weight decay for each group of parameters.
@@ -27,8 +28,10 @@ use crate::{Error, Result};
 ///
 /// Parameters of any shape; m and v are as large as their parameter.
 ///
-/// Source: Loshchilov and Hutter, arXiv:1711.05101, algorithm 2; PyTorch `torch.optim.AdamW`; the
-/// arithmetic is `candle_nn::AdamW`.
+/// On the CPU a step is one pass over each parameter, on all cores, with the numbers of
+/// [`candle_nn::AdamW`]; on a card, `candle_nn::AdamW` takes it.
+///
+/// Source: Loshchilov and Hutter, arXiv:1711.05101, algorithm 2; PyTorch `torch.optim.AdamW`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -54,10 +57,14 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct LoraOptimizer {
     groups: Vec<ParameterGroup>,
-    /// One for each group, in the same order.
-    optimizers: Vec<AdamW>,
     /// Every group's parameters in a row.
     parameters: Vec<(String, Var)>,
+    /// One for each parameter, in the same order.
+    moments: Vec<Moments>,
+    /// What multiplies every group's learning rate.
+    factor: f64,
+    /// Steps taken.
+    steps: i32,
 }
 
 impl LoraOptimizer {
@@ -91,25 +98,18 @@ impl LoraOptimizer {
             .flat_map(|group| group.parameters.iter().cloned())
             .collect();
         check_parameters(&parameters)?;
-        let optimizers = groups
-            .iter()
-            .map(|group| {
-                let what = |setting: &str| format!("group {}: {setting}", group.name);
-                let params = ParamsAdamW {
-                    lr: not_negative(what("lr"), group.lr)?,
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    eps: 1e-8,
-                    weight_decay: not_negative(what("weight_decay"), group.weight_decay)?,
-                };
-                let vars = group.parameters.iter().map(|(_, var)| var.clone());
-                Ok(AdamW::new(vars.collect(), params)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        for group in &groups {
+            let what = |setting: &str| format!("group {}: {setting}", group.name);
+            not_negative(what("lr"), group.lr)?;
+            not_negative(what("weight_decay"), group.weight_decay)?;
+        }
+        let moments = parameters.iter().map(|(_, var)| Moments::new(var));
         Ok(Self {
+            moments: moments.collect::<candle_core::Result<_>>()?,
             groups,
-            optimizers,
             parameters,
+            factor: 1.0,
+            steps: 0,
         })
     }
 
@@ -162,12 +162,36 @@ impl LoraOptimizer {
                 of: self.parameters.len(),
             });
         }
-        finite_square_norms(present)?;
+        finite_square_norms(present.iter().copied())?;
+        let gradients = self.apart(present.into_iter().map(|(_, gradient)| gradient))?;
 
-        for optimizer in &mut self.optimizers {
-            optimizer.step(gradients)?;
+        self.steps = self.steps.saturating_add(1);
+        let parameters = self.parameters.iter().zip(&mut self.moments);
+        let mut parameters = parameters.zip(gradients);
+        for group in &self.groups {
+            let params = ParamsAdamW {
+                lr: self.factor * group.lr,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: group.weight_decay,
+            };
+            let own = parameters.by_ref().take(group.parameters.len());
+            for (((_, var), moments), gradient) in own {
+                moments.step(var, &gradient, &params, self.steps)?;
+            }
         }
         Ok(())
+    }
+
+    /// The gradients, copied where they lie in the storage of a parameter, which the step changes.
+    fn apart<'a>(&self, gradients: impl Iterator<Item = &'a Tensor>) -> Result<Vec<Tensor>> {
+        let changing: HashSet<_> = self.parameters.iter().map(|(_, p)| storage(p)).collect();
+        let apart = gradients.map(|gradient| match changing.contains(&storage(gradient)) {
+            true => gradient.copy(),
+            false => Ok(gradient.clone()),
+        });
+        Ok(apart.collect::<candle_core::Result<_>>()?)
     }
 
     /// The backward pass of `loss` and a [`step`](Self::step) with its gradients.
@@ -220,10 +244,7 @@ impl LoraOptimizer {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_learning_rate_factor(&mut self, factor: f64) -> Result<()> {
-        let factor = not_negative("LoraOptimizer: learning rate factor", factor)?;
-        for (group, optimizer) in self.groups.iter().zip(&mut self.optimizers) {
-            optimizer.set_learning_rate(factor * group.lr);
-        }
+        self.factor = not_negative("LoraOptimizer: learning rate factor", factor)?;
         Ok(())
     }
 
@@ -242,8 +263,7 @@ impl LoraOptimizer {
     pub fn learning_rates(&self) -> Vec<(&str, f64)> {
         self.groups
             .iter()
-            .zip(&self.optimizers)
-            .map(|(group, optimizer)| (group.name.as_str(), optimizer.learning_rate()))
+            .map(|group| (group.name.as_str(), self.factor * group.lr))
             .collect()
     }
 
@@ -299,6 +319,11 @@ impl LoraOptimizer {
         let bytes = |var: &Var| var.elem_count() * var.dtype().size_in_bytes();
         2 * self.parameters.iter().map(|(_, v)| bytes(v)).sum::<usize>()
     }
+}
+
+/// Where a tensor's numbers lie; the same for all its views.
+fn storage(tensor: &Tensor) -> *const Storage {
+    &raw const *tensor.storage_and_layout().0
 }
 
 /// Refuses no parameters, types that AdamW cannot train, and doubles.
