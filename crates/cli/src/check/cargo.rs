@@ -27,11 +27,36 @@ pub mod support {
     }
     /// Stands in for evcxr's `{:?}`; a type's own `evcxr_display` is preferred.
     pub trait Shown {
-        fn evcxr_display(&self) {}
+        fn evcxr_display(&self) -> Debugged {
+            Debugged
+        }
     }
     impl<T: std::fmt::Debug + ?Sized> Shown for T {}
+    /// Makes `().evcxr_display()` ambiguous: what has no value is not to be shown.
+    pub trait Unit {
+        fn evcxr_display(&self) {}
+    }
+    impl Unit for () {}
+    /// What was shown without a display of its own. Behind a `by_type` that never returns, the
+    /// compiler does not ask which variables have been moved.
+    pub struct Debugged;
+    impl Debugged {
+        pub fn by_type(self) -> ! {
+            loop {}
+        }
+    }
+    pub trait ByType {
+        fn by_type(&self) -> bool {
+            true
+        }
+    }
+    impl<T> ByType for T {}
     /// evcxr keeps a variable only if it borrows from no other.
     pub fn keeps<T: 'static>(_: &T) {}
+    pub fn asks<T>(_: &T) {}
+    pub fn maybe() -> bool {
+        true
+    }
 }
 ";
 

@@ -9,9 +9,12 @@
 //! let a = 1;                      // cell 1, word for word
 //! crate::support::keeps(&a);      // evcxr keeps `a`: it must own what it holds
 //! {
-//! (                               // cell 2 ends with an expression, which evcxr shows
+//! let shown_ = (                  // cell 2 ends with an expression, which evcxr shows
 //! a + 1
 //! ).evcxr_display();
+//! if crate::support::maybe() && shown_.by_type() {  // by a display of the type's own …
+//! crate::support::asks(&a);       // … unless making the value moves a variable
+//! }
 //! Ok(())
 //! }}
 //! }
@@ -64,6 +67,9 @@ pub enum Role {
     Show,
     /// Stands for evcxr's keeping of a variable.
     Keep(String),
+    /// Asks whether a variable is still there after a last expression with a display of its own,
+    /// which begins at this column, from 0, of the origin's line.
+    Ask(String, usize),
 }
 
 /// Rust code to compile, and where it is from.
@@ -78,12 +84,21 @@ struct Piece<'a> {
 struct Syntax {
     /// The text, with commands and inner attributes blanked.
     text: String,
-    /// Where the last expression begins, if evcxr would show it.
-    tail: Option<LineColumn>,
+    /// The last expression, if evcxr would show it.
+    tail: Option<Tail>,
     /// The variables that the cell leaves behind.
     variables: Vec<Variable>,
     /// What evcxr would refuse: span and reason.
     refused: Vec<(Span, String)>,
+}
+
+/// The expression at the end of a cell.
+#[derive(Debug)]
+struct Tail {
+    /// Where it begins.
+    start: LineColumn,
+    /// Its text.
+    text: String,
 }
 
 /// A variable that a cell leaves behind.
@@ -108,7 +123,10 @@ struct Insertion {
 pub fn generate(notebook: &Notebook, late: &Variables) -> (Module, Vec<Problem>) {
     let mut module = Module::default();
     let mut problems = Vec::new();
-    module.push("use crate::support::Shown as _;", None);
+    module.push(
+        "use crate::support::{ByType as _, Shown as _, Unit as _};",
+        None,
+    );
     module.function("notebook", &pieces(notebook), late, &mut problems);
     // An exercise that is not complete is a matter for the lint.
     if let Ok(Some(solved)) = solved_pieces(notebook) {
@@ -176,13 +194,16 @@ impl Module {
         self.push(&format!("pub fn {name}{head}"), None);
         let mut blocks = 0;
         let mut sound = true;
+        let mut known = BTreeSet::new();
         for piece in pieces {
             match Syntax::of(&piece.source) {
                 Ok(syntax) => {
                     let refused = syntax.refused.iter();
                     problems.extend(refused.map(|(span, why)| piece.problem(*span, why)));
+                    let variables = syntax.variables.iter();
+                    known.extend(variables.map(|variable| variable.name.clone()));
                     if sound {
-                        self.cell(piece, &syntax, late);
+                        self.cell(piece, &syntax, late, &known);
                         blocks += 1;
                     }
                 }
@@ -197,9 +218,16 @@ impl Module {
     }
 
     /// Opens a block and puts a cell into it; the block stays open for the next cells.
-    fn cell(&mut self, piece: &Piece<'_>, syntax: &Syntax, late: &Variables) {
+    /// `known` are the variables of this and the earlier cells.
+    fn cell(
+        &mut self,
+        piece: &Piece<'_>,
+        syntax: &Syntax,
+        late: &Variables,
+        known: &BTreeSet<String>,
+    ) {
         self.push("{", None);
-        let insertions = insertions(piece, syntax, late);
+        let insertions = insertions(piece, syntax, late, known);
         for (index, line) in syntax.text.lines().enumerate() {
             let here = insertions.iter().filter(|i| i.at.line == index + 1);
             self.source_line(piece, index, line, here);
@@ -248,20 +276,41 @@ impl Module {
 }
 
 /// What is put between the lines of a cell, in order.
-fn insertions(piece: &Piece<'_>, syntax: &Syntax, late: &Variables) -> Vec<Insertion> {
+fn insertions(
+    piece: &Piece<'_>,
+    syntax: &Syntax,
+    late: &Variables,
+    known: &BTreeSet<String>,
+) -> Vec<Insertion> {
     let end = LineColumn {
         line: syntax.text.lines().count() + 1,
         column: 0,
     };
     let mut insertions = Vec::new();
-    if let Some(tail) = syntax.tail {
-        for (at, text) in [(tail, "("), (end, ").evcxr_display();")] {
+    if let Some(tail) = &syntax.tail {
+        let mut insert = |at: LineColumn, text: &str, role: Role| {
             insertions.push(Insertion {
                 at,
                 text: text.to_owned(),
-                line: tail.line,
-                role: Role::Show,
+                line: tail.start.line,
+                role,
             });
+        };
+        insert(tail.start, OPEN, Role::Show);
+        insert(end, ").evcxr_display();", Role::Show);
+        let mentioned = |name: &&String| mentions(&tail.text, name);
+        let asked: Vec<_> = known.iter().filter(mentioned).collect();
+        if !asked.is_empty() {
+            insert(
+                end,
+                "if crate::support::maybe() && shown_.by_type() {",
+                Role::Show,
+            );
+            for name in asked {
+                let role = Role::Ask(name.clone(), tail.start.column);
+                insert(end, &format!("crate::support::asks(&{name});"), role);
+            }
+            insert(end, "}", Role::Show);
         }
     }
     for variable in &syntax.variables {
@@ -275,9 +324,12 @@ fn insertions(piece: &Piece<'_>, syntax: &Syntax, late: &Variables) -> Vec<Inser
     }
     // Stable: at one place, the end of the tail comes before the variables kept late, and a
     // `let` ends before the tail begins.
-    insertions.sort_by_key(|i| (i.at.line, i.at.column, i.text == "("));
+    insertions.sort_by_key(|i| (i.at.line, i.at.column, i.text == OPEN));
     insertions
 }
+
+/// What opens the expression that is shown.
+const OPEN: &str = "let shown_ = (";
 
 impl Piece<'_> {
     fn origin(&self, insertion: &Insertion) -> Origin {
@@ -324,9 +376,12 @@ impl Syntax {
         }
         let mut syntax = Self {
             text,
-            tail: statements.last().and_then(shown),
             ..Self::default()
         };
+        syntax.tail = statements.last().and_then(shown).map(|start| Tail {
+            start,
+            text: after(&syntax.text, start),
+        });
         for statement in &statements {
             if let Stmt::Local(local) = statement {
                 let rest = after(&syntax.text, local.semi_token.span.end());

@@ -48,6 +48,8 @@ enum Meaning {
     UsedUp(Variable),
     /// A variable borrows: evcxr cannot keep it, unless it is used up.
     Borrows(Variable, Finding),
+    /// Nothing.
+    Nothing,
 }
 
 /// A place in a notebook.
@@ -105,6 +107,7 @@ impl<'a> Run<'a> {
                 Meaning::Error(finding) => self.findings.push(finding),
                 Meaning::UsedUp(variable) => drop(used_up.insert(variable)),
                 Meaning::Borrows(variable, finding) => borrowing.push((variable, finding)),
+                Meaning::Nothing => {}
             }
         }
         borrowing.retain(|(variable, _)| !used_up.contains(variable));
@@ -125,6 +128,19 @@ impl<'a> Run<'a> {
     fn meaning(&self, diagnostic: &Diagnostic) -> Meaning {
         let spans = diagnostic.spans.iter();
         let places: Vec<_> = spans.filter_map(|span| self.place(span)).collect();
+        let ask = places.iter().find_map(|place| match &place.origin.role {
+            Role::Ask(variable, column) => Some((place, variable, *column)),
+            _ => None,
+        });
+        if let Some((place, variable, column)) = ask {
+            let moved = code(diagnostic) == MOVED;
+            let taken = places
+                .iter()
+                .find(|other| moved && lies_in_tail(other, place, column));
+            return taken.map_or(Meaning::Nothing, |taken| {
+                Meaning::Error(self.not_shown(taken, variable))
+            });
+        }
         let keep = places.iter().find_map(|place| match &place.origin.role {
             Role::Keep(variable) => Some((place, variable)),
             _ => None,
@@ -169,6 +185,10 @@ impl<'a> Run<'a> {
         let mut finding = self.at(main);
         if main.origin.role == Role::Show && code(diagnostic) == "E0599" {
             finding.message = cannot_be_shown(&diagnostic.message);
+            return finding;
+        }
+        if main.origin.role == Role::Show && code(diagnostic) == AMBIGUOUS {
+            finding.message = NO_VALUE.to_owned();
             return finding;
         }
         finding.message = headline(diagnostic);
@@ -246,6 +266,20 @@ impl<'a> Run<'a> {
         finding
     }
 
+    /// A cell's last expression is not shown as its type wants it.
+    fn not_shown(&self, taken: &Place<'_>, variable: &str) -> Finding {
+        Finding {
+            message: format!(
+                "error: the cell's last expression moves `{variable}`, and evcxr shows a value by \
+                 its `Debug` text instead of its own display when making it moves a variable. \
+                 Borrow or clone `{variable}`, or bind the value with `let` and end the cell with \
+                 its name; where nothing is to be seen, append `;`"
+            ),
+            marks: vec![self.mark(taken, "moved here")],
+            ..self.at(taken)
+        }
+    }
+
     /// A finding at a place, still without its message.
     fn at(&self, place: &Place<'_>) -> Finding {
         let Origin { cell, line, .. } = *place.origin;
@@ -289,11 +323,29 @@ const BORROW_ERRORS: [&str; 9] = [
 /// The compiler's error about a value that was moved away.
 const MOVED: &str = "E0382";
 
+/// The compiler's error about a method that two traits have: `().evcxr_display()` has.
+const AMBIGUOUS: &str = "E0034";
+
+/// What is wrong with a last expression of type `()`.
+const NO_VALUE: &str = "error: the cell ends with an expression that has no value: evcxr compiles \
+                        the cell twice and prints `()`. Append `;`";
+
 /// What marks a finding about a variable that borrows.
 const BORROWS: &str = "borrows from another variable, and evcxr cannot keep it for later cells";
 
 /// What marks a finding of the function with the solutions.
 const SOLVED: &str = "note: with the solutions in place of the starters";
+
+/// Whether a place lies in the expression at the end of the cell of `ask`, which begins in the
+/// line of `ask` at `column`, from 0.
+fn lies_in_tail(place: &Place<'_>, ask: &Place<'_>, column: usize) -> bool {
+    let (origin, tail) = (place.origin, ask.origin);
+    let here = (origin.line, place.span.column_start);
+    origin.role == Role::Source
+        && place.solved == ask.solved
+        && origin.cell == tail.cell
+        && here > (tail.line, column)
+}
 
 fn is_keep(finding: &Finding) -> bool {
     finding.message.contains(BORROWS)

@@ -66,7 +66,7 @@ fn every_line_of_a_cell_is_found_again_at_its_columns() {
 #[test]
 fn only_an_expression_at_the_end_is_shown() {
     for (source, expected) in [
-        ("let a = f(); a", "(\n             a\n).evcxr_display();"),
+        ("let a = f(); 1", "(\n             1\n).evcxr_display();"),
         (
             "f(\n  1,\n) // comment",
             "(\nf(\n  1,\n) // comment\n).evcxr_display();",
@@ -75,6 +75,11 @@ fn only_an_expression_at_the_end_is_shown() {
         (
             "for i in 0..2 {}",
             "(\nfor i in 0..2 {}\n).evcxr_display();",
+        ),
+        (
+            "let a = f(); let b = 1; g(a)",
+            "(\n                        g(a)\n).evcxr_display();\n\
+             if crate::support::maybe() && shown_.by_type() {\ncrate::support::asks(&a);\n}",
         ),
         ("f();", "f();"),
         ("fn f() {}", "fn f() {}"),
@@ -124,8 +129,14 @@ fn a_late_variable_is_tested_at_the_end_of_its_cell() {
         .iter()
         .position(|line| line.contains(").evcxr_display"))
         .unwrap();
-    assert_eq!(lines[end + 1], "crate::support::keeps(&a);");
-    assert_eq!(module.lines[end + 1].as_ref().unwrap().line, 1);
+    let after = [
+        "if crate::support::maybe() && shown_.by_type() {",
+        "crate::support::asks(&a);",
+        "}",
+    ];
+    assert_eq!(lines[end + 1..end + 4], after);
+    assert_eq!(lines[end + 4], "crate::support::keeps(&a);");
+    assert_eq!(module.lines[end + 4].as_ref().unwrap().line, 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ const COURSE: &str = "
 pub struct Figure;
 impl Figure {
     pub fn evcxr_display(&self) {}
+    pub fn of(_: Tensor, _: String) -> Self { Self }
 }
 pub struct Plain;
 #[derive(Debug, Clone, Default)]
@@ -92,13 +93,13 @@ fn what_evcxr_accepts_is_accepted() {
         "impl S { fn grow(&mut self) { self.x += 1 } }\ns.grow();\ns",
         "let number: u8 = \"7\".parse()?;\nlet tensor = load()?; let copy = tensor.clone();",
         "let eaten = tensor;\neaten.eat();",
-        "let halves = copy.halves();\nfor half in halves { println!(\"{half:?}\"); }",
-        "let words = &[\"a\", \"b\"];\nif words.len() > 9 { return Ok(()); }",
+        "let halves = copy.halves();\nfor half in halves { println!(\"{half:?}\"); };",
+        "let words = &[\"a\", \"b\"];\nif words.len() > 9 { return Ok(()); };",
         "Figure",
-        "println!(\"{number}\")",
+        "println!(\"{number}\");",
         "use std::fmt::*;\nuse std::collections::HashMap;\nlet m: HashMap<u8, u8> = HashMap::new();",
         "42",
-        "for i in 0..3 { let f = |x: u8| x + i; f(1); }",
+        "for i in 0..3 { let f = |x: u8| x + i; f(1); };",
         "use course::prelude::*;\nlet x: f32 = todo!();",
     ]]);
     assert!(findings.is_empty(), "{findings:#?}");
@@ -173,6 +174,97 @@ fn each_error_names_its_cell_and_line() {
         "{borrows}"
     );
     assert!(borrows.contains("^ borrowed here"), "{borrows}");
+}
+
+#[test]
+fn a_cell_that_ends_without_a_value_wants_a_semicolon() {
+    let without = [
+        "let mut n = 0;\n\nfor i in 0..3 {\n    n += i;\n}",
+        "while false {}",
+        "loop { break }",
+        "if true { n += 1; }",
+        "{ n += 1; }",
+        "println!(\"{n}\")",
+        "assert!(n > 0)",
+        "load()?.eat()",
+        "n = 2",
+        "match n { _ => {} }",
+    ];
+    let cells: Vec<_> = [USE].into_iter().chain(without).collect();
+    let findings = Stub::new(COURSE).check(&[&cells]);
+    let lines = without.iter().enumerate().map(|(index, source)| {
+        let line = if source.contains("for i") { 3 } else { 1 };
+        format!("notebooks/01_x.ipynb {}:{line}", index + 2)
+    });
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort();
+    assert_eq!(places(&findings), lines, "{findings:#?}");
+    assert!(findings.iter().all(|finding| finding.message == NO_VALUE));
+
+    let with = without.map(|source| format!("{source};"));
+    let mut cells: Vec<_> = [USE].into_iter().chain(with.iter().map(|s| &**s)).collect();
+    let valued = [
+        "loop { break 7 }",
+        "if n > 0 { 1 } else { 2 }",
+        "{ n }",
+        "vec![n]",
+        "((), 1)",
+        "Some(())",
+        "Figure",
+        "let early = n; if early > 99 { return Ok(()); };",
+    ];
+    cells.extend(valued);
+    assert_eq!(Stub::new(COURSE).check(&[&cells]), []);
+}
+
+#[test]
+fn a_shown_value_must_not_be_made_by_moving_a_variable() {
+    let moving = [
+        "Figure::of(t.clone(), text)",
+        "let own = load()?;\nFigure::of(\n    own,\n    String::new(),\n)",
+        "let own = load()?; own.eat();\nFigure::of([load()?].map(|own| own)[0].clone(), \"x\".into())",
+        "let title = String::new();\nFigure::of(load()?, title)",
+    ];
+    let notebooks = moving.map(|cell| [USE, "let t = load()?;\nlet text = String::new();", cell]);
+    let notebooks: Vec<&[&str]> = notebooks.iter().map(|cells| &cells[..]).collect();
+    let findings = Stub::new(COURSE).check(&notebooks);
+    let expected = [
+        "notebooks/01_x.ipynb 3:1",
+        "notebooks/02_x.ipynb 3:3",
+        "notebooks/04_x.ipynb 3:2",
+    ];
+    assert_eq!(places(&findings), expected, "{findings:#?}");
+    let text = findings[0].to_string();
+    assert!(text.contains("moves `text`, and evcxr shows"), "{text}");
+    assert!(
+        text.contains("\n  |                       ^^^^ moved here"),
+        "{text}"
+    );
+
+    let findings = Stub::new(COURSE).check(&[&[
+        USE,
+        "let t = load()?;\nlet text = String::new();\nlet made = Figure;",
+        "made",
+        "&made",
+        "Figure::of(t.clone(), text.clone())",
+        "let figure = Figure::of(t, text);\nfigure",
+        "let t = load()?;\nlet some = Some(t);",
+        // Not shown by a display of its own: its `Debug` text is what evcxr prints in any case.
+        "some",
+        "let a = load()?;\nlet b = a.clone();",
+        "(a, 1)",
+        "let f = Figure::of(b, String::new());",
+        "[1].map(|b| Figure)[0]",
+    ]]);
+    assert_eq!(findings, []);
+
+    // A type without one does not hide that a variable is gone.
+    let findings = Stub::new(COURSE).check(&[&[USE, "let a = load()?;", "(a, 1)", "a;"]]);
+    assert_eq!(
+        places(&findings),
+        ["notebooks/01_x.ipynb 4:1"],
+        "{findings:#?}"
+    );
 }
 
 #[test]
