@@ -50,22 +50,30 @@ impl Home {
         self.join("kernels")
     }
 
-    /// Holds an exclusive lock until the returned file is dropped. `waiting` is called once if
-    /// another process has it.
+    /// Holds one of the folder's locks, as [`lock`].
     pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<File> {
-        let dir = self.join("locks");
-        fs::create_dir_all(&dir)?;
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(dir.join(name))?;
-        if file.try_lock().is_err() {
-            waiting();
-            file.lock()?;
-        }
-        Ok(file)
+        lock(&self.join("locks").join(name), waiting)
     }
+}
+
+/// Holds an exclusive lock until the returned file is dropped or the process ends, however that
+/// may be. `waiting` is called once if another process has it.
+pub fn lock(path: &Path, waiting: impl FnOnce()) -> Result<File> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    if file.try_lock().is_err() {
+        waiting();
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
 }
 
 fn default_home() -> Result<PathBuf> {
@@ -174,6 +182,22 @@ mod tests {
         write_atomic(&path, "two").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_and_ends_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/lock");
+        let held = lock(&path, || panic!("nobody has it")).unwrap();
+        let (said, waits) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| lock(&path, || said.send(()).unwrap()));
+            waits.recv().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!second.is_finished());
+            drop(held);
+            second.join().unwrap().unwrap();
+        });
     }
 
     #[test]

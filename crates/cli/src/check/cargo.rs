@@ -1,7 +1,7 @@
 //! The generated crate on disk, and what `cargo check` says about it.
 
 use super::source::Module;
-use crate::home::{Checkout, write_atomic};
+use crate::home::{Checkout, lock, write_atomic};
 use crate::progress::{Step, Steps};
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -143,9 +143,13 @@ struct Target {
     src_path: PathBuf,
 }
 
-/// Writes the crate that holds the modules and checks it.
+/// Writes the crate that holds the modules and checks it, one process at a time: all use the same
+/// folder, in which cargo finds what it has done before.
 pub fn check(checkout: &Checkout, modules: &Modules) -> Result<Verdict> {
     let folder = checkout.join("target/notebooks-check");
+    let _lock = lock(&checkout.join("target/notebooks-check.lock"), || {
+        eprintln!("Another `cargo course check` works in this checkout: waiting for it.");
+    })?;
     write(checkout, &folder, modules)?;
     let target = checkout.join("target/check");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

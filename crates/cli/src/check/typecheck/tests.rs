@@ -308,6 +308,26 @@ fn a_solution_is_checked_in_the_place_of_its_starter() {
 }
 
 #[test]
+fn several_checks_at_once_do_not_mix() {
+    let stub = Stub::new(COURSE);
+    let cells = |source| [("code", USE, ""), ("code", source, "")];
+    let wrong = [stub.notebook("01_x.ipynb", &cells("nowhere();"))];
+    let right = [stub.notebook("02_x.ipynb", &cells("let a = 1;"))];
+    let checkout = stub.checkout();
+    std::thread::scope(|scope| {
+        let run = |notebooks| {
+            let checkout = &checkout;
+            scope.spawn(move || places(&typecheck(checkout, notebooks).unwrap()))
+        };
+        let runs: Vec<_> = (0..4).map(|_| (run(&wrong), run(&right))).collect();
+        for (wrong, right) in runs {
+            assert_eq!(wrong.join().unwrap(), ["notebooks/01_x.ipynb 2:1"]);
+            assert_eq!(right.join().unwrap(), [""; 0]);
+        }
+    });
+}
+
+#[test]
 fn errors_outside_the_notebooks_are_not_lost() {
     let broken = Stub::new("pub fn f() -> u8 { \"a\" }");
     let findings = broken.check(&[&["1"]]);
