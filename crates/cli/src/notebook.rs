@@ -6,6 +6,10 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The types of `crates/course` that show themselves at the end of a cell. evcxr sometimes gives up
+/// such a display for the type's `Debug` text.
+pub const DISPLAYED: [&str; 2] = ["Figure", "Outcome"];
+
 /// A notebook as it lies on disk.
 #[derive(Debug)]
 pub struct Notebook {
@@ -237,6 +241,31 @@ mod tests {
 
     fn cell(kind: &str, source: &str, tag: &str) -> Value {
         json!({"cell_type": kind, "source": source, "metadata": {"tags": [tag]}})
+    }
+
+    #[test]
+    fn every_type_of_the_course_that_shows_itself_is_known() {
+        fn read(dir: &Path, found: &mut Vec<String>) {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    read(&path, found);
+                    continue;
+                }
+                let text = fs::read_to_string(path).unwrap();
+                for (at, _) in text.match_indices("fn evcxr_display") {
+                    let head = text[..at].rfind("\nimpl").map(|start| &text[start + 1..at]);
+                    let head = head.and_then(|head| head.lines().next()).unwrap();
+                    let name = head.trim_end_matches(" {").rsplit(' ').next().unwrap();
+                    found.push(name.to_owned());
+                }
+            }
+        }
+        let mut found = Vec::new();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../course/src");
+        read(&sources, &mut found);
+        found.sort();
+        assert_eq!(found, DISPLAYED);
     }
 
     #[test]

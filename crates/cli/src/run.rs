@@ -75,6 +75,9 @@ pub struct Outcome {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Where the outputs up to the failure are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<PathBuf>,
 }
 
 impl Outcome {
@@ -94,10 +97,11 @@ impl Outcome {
             line: None,
             source: String::new(),
             message,
+            kept: None,
         }
     }
 
-    /// The failure in words: notebook, cell, line, source, message.
+    /// The failure in words: notebook, cell, line, source, message, where the outputs are.
     pub fn failure(&self) -> String {
         let mut text = self.notebook.clone();
         if let Some(cell) = self.cell {
@@ -108,6 +112,13 @@ impl Outcome {
         }
         for line in self.message.lines() {
             let _ = write!(text, "\n    {line}");
+        }
+        if let Some(kept) = &self.kept {
+            let _ = write!(
+                text,
+                "\n    The notebook is as it was; what ran is kept in {}",
+                kept.display()
+            );
         }
         text
     }
@@ -121,8 +132,8 @@ pub struct Plan<'a> {
     pub jobs: usize,
     /// Whether each exercise is tried as well.
     pub exercises: bool,
-    /// Whether to store the outputs.
-    pub write: bool,
+    /// Stores the outputs; those of a notebook that fails go into this folder instead.
+    pub write: Option<&'a Path>,
     /// `cpu` or `cuda`.
     pub device: &'a str,
     /// Seconds that one cell may take.
@@ -137,11 +148,12 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         Device::Cpu => "cpu",
         Device::Cuda => "cuda",
     };
+    let failed = checkout.join("target/notebooks");
     let plan = Plan {
         notebooks: &notebooks,
         jobs: options.jobs.into(),
         exercises: true,
-        write: options.write,
+        write: options.write.then_some(failed.as_path()),
         device,
         timeout: options.timeout,
     };
@@ -191,17 +203,25 @@ pub fn execute(home: &Home, environment: &Environment, plan: &Plan<'_>) -> Resul
     Ok(outcomes.into_values().collect())
 }
 
-fn one(home: &Home, environment: &Environment, plan: &Plan<'_>, path: &Path) -> Result<Outcome> {
+/// The command that runs a notebook.
+fn runner(environment: &Environment, plan: &Plan<'_>, path: &Path) -> Command {
     let mut command = Command::new(environment.python());
     command.args(["-m", "course_jupyter.run"]).arg(path);
     command.args(["--timeout", &plan.timeout.to_string()]);
     if plan.exercises {
         command.arg("--exercises");
     }
-    if plan.write {
-        command.arg("--write");
+    command.args(["--displayed", &notebook::DISPLAYED.join(",")]);
+    if let Some(folder) = plan.write {
+        let name = path.with_extension("failed.ipynb");
+        let failed = folder.join(name.file_name().unwrap_or_default());
+        command.args(["--write", "--failed"]).arg(failed);
     }
-    let output = command
+    command
+}
+
+fn one(home: &Home, environment: &Environment, plan: &Plan<'_>, path: &Path) -> Result<Outcome> {
+    let output = runner(environment, plan, path)
         .env("COURSE_HOME", home.join(""))
         .env("COURSE_DEVICE", plan.device)
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -267,7 +287,36 @@ mod tests {
             outcome.failure(),
             "01_x.ipynb, cell 7, line 3: assert!(false);\n    panicked\n    here"
         );
+        let kept = Outcome {
+            kept: Some("target/notebooks/01_x.failed.ipynb".into()),
+            ..outcome.clone()
+        };
+        let said = "what ran is kept in target/notebooks/01_x.failed.ipynb";
+        assert!(kept.failure().ends_with(said), "{}", kept.failure());
         let text = summary(&[outcome]);
         assert!(text.ends_with("notebooks: 0 passed, 1 failed\n"), "{text}");
+    }
+
+    #[test]
+    fn the_runner_is_told_what_to_store_and_where() {
+        let arguments = |write| {
+            let plan = Plan {
+                notebooks: &[],
+                jobs: 1,
+                exercises: true,
+                write,
+                device: "cpu",
+                timeout: 7,
+            };
+            let environment = Environment::at(Path::new("env"));
+            let command = runner(&environment, &plan, Path::new("notebooks/01_x.ipynb"));
+            let arguments = command.get_args().map(|a| a.to_str().unwrap().to_owned());
+            arguments.collect::<Vec<_>>().join(" ")
+        };
+        let plain = "-m course_jupyter.run notebooks/01_x.ipynb --timeout 7 --exercises \
+                     --displayed Figure,Outcome";
+        assert_eq!(arguments(None), plain);
+        let write = format!("{plain} --write --failed t/01_x.failed.ipynb");
+        assert_eq!(arguments(Some(Path::new("t"))), write);
     }
 }

@@ -113,7 +113,7 @@ fn notebooks(home: &Home, checkout: &Checkout, environment: &Environment) -> Res
         notebooks: &notebooks,
         jobs: 1,
         exercises: true,
-        write: false,
+        write: None,
         device: "cpu",
         timeout: 120,
     };

@@ -1,10 +1,13 @@
 """Executes one notebook headless and prints what happened as one line of JSON.
 
-    python -m course_jupyter.run NOTEBOOK [--write] [--exercises] [--timeout SECONDS]
+    python -m course_jupyter.run NOTEBOOK [--exercises] [--timeout SECONDS]
+        [--displayed TYPE,TYPE] [--write] [--failed FILE]
 
 Cells run in order in a fresh kernel; the first failed cell ends the run. With --exercises each
 solution is then put in place of its starter and its check is run again. With --write the outputs
-are stored, normalised so that a second run gives the same file.
+are stored, normalised so that a second run gives the same file; what ran of a notebook that fails
+goes to the file of --failed instead. The types of --displayed have a display of their own, and
+their `Debug` text as a cell's result is a failure.
 """
 
 import argparse
@@ -57,7 +60,7 @@ class Events:
         os.unlink(self.path)
 
 
-def run_cell(client, cell, number):
+def run_cell(client, cell, number, displayed):
     """Runs a cell; raises Failed for everything that a learner would call a failure."""
     try:
         client.execute_cell(cell, number - 1)
@@ -69,6 +72,27 @@ def run_cell(client, cell, number):
     if text:
         generated = generated_source(client.km.connection_file)
         raise Failed(number, cell.source, text, generated)
+    kind = debug_text(cell, displayed)
+    if kind:
+        # No line of the cell is to blame.
+        raise Failed(
+            number,
+            "",
+            f"the cell shows the `Debug` text of its `{kind}`, not its display: let the last "
+            "expression move no variable (borrow or clone it, or bind the value with `let` and "
+            "end the cell with its name)",
+        )
+
+
+def debug_text(cell, displayed):
+    """The type of which a cell's result is nothing but the `Debug` text."""
+    kinds = re.compile(rf"\b({'|'.join(displayed)})(?:\(| {{)")
+    for output in cell.outputs:
+        if displayed and list(output.get("data", [])) == ["text/plain"]:
+            found = kinds.search(output["data"]["text/plain"])
+            if found:
+                return found[1]
+    return None
 
 
 def tagged(notebook, prefix):
@@ -81,7 +105,7 @@ def tagged(notebook, prefix):
     }
 
 
-def run_exercises(client, notebook, events):
+def run_exercises(client, notebook, events, displayed):
     """Starter must fail its check, the solution must pass it."""
     checks, solutions = tagged(notebook, "check-"), tagged(notebook, "solution-")
     starters = tagged(notebook, "starter-")
@@ -94,9 +118,9 @@ def run_exercises(client, notebook, events):
     for name in starters:
         number, cell = solutions[name]
         rust = re.search(r"^```rust\n(.*?)^```", cell.source, re.S | re.M)
-        run_cell(client, nbformat.v4.new_code_cell(rust[1]), number)
+        run_cell(client, nbformat.v4.new_code_cell(rust[1]), number, displayed)
         number, check = checks[name]
-        run_cell(client, nbformat.v4.new_code_cell(check.source), number)
+        run_cell(client, nbformat.v4.new_code_cell(check.source), number, displayed)
         passed = [e["passed"] for e in events.read() if e.get("exercise") == name]
         if len(passed) < 2 or not passed[-1]:
             raise Failed(number, check.source, f"exercise {name}: the solution fails the check")
@@ -147,6 +171,29 @@ def merged(outputs):
     return result
 
 
+def so_far(notebook, reached, failed):
+    """Leaves of a notebook what ran: up to the cell `reached`, and why a cell failed."""
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type == "code" and number > reached:
+            cell.outputs, cell.execution_count = [], None
+    if failed:
+        cell = notebook.cells[failed.number - 1]
+        if cell.cell_type == "code" and not error_of(cell):
+            error = {"ename": "Failed", "evalue": failed.message, "traceback": [failed.message]}
+            cell.outputs.append(nbformat.v4.new_output("error", **error))
+
+
+def store(notebook, path):
+    """Writes a notebook so that a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def execute(path, options):
     """Runs a notebook; returns the report as a dictionary."""
     committed = nbformat.read(path, as_version=4)
@@ -160,6 +207,7 @@ def execute(path, options):
         resources={"metadata": {"path": str(path.parent)}},
     )
     report = {"notebook": path.name, "ok": True, "exercises": 0}
+    executed, reached, failure = None, 0, None
     start = time.monotonic()
     try:
         with client.setup_kernel():
@@ -167,16 +215,18 @@ def execute(path, options):
             start = time.monotonic()
             for number, cell in enumerate(notebook.cells, 1):
                 if cell.cell_type == "code":
-                    run_cell(client, cell, number)
+                    reached = number
+                    run_cell(client, cell, number, options.displayed)
             report["seconds"] = round(time.monotonic() - start, 2)
             metrics = {e["metric"]: e["value"] for e in events.read() if "metric" in e}
             report["metrics"] = metrics
             # nbclient puts every cell that it runs into its notebook: what is stored is a copy.
             executed = copy.deepcopy(notebook)
             if options.exercises:
-                run_exercises(client, notebook, events)
+                run_exercises(client, notebook, events, options.displayed)
                 report["exercises"] = len(tagged(notebook, "starter-"))
     except Failed as failed:
+        failure = failed
         report.update(ok=False, cell=failed.number, line=failed.line, source=failed.text)
         report["message"] = failed.message
     except Exception as error:  # noqa: BLE001 - a kernel that does not start is a failed notebook
@@ -186,9 +236,17 @@ def execute(path, options):
     report.setdefault("seconds", round(time.monotonic() - start, 2))
     if report["ok"] and options.write:
         normalise(executed, committed, metrics)
-        part = path.with_suffix(".part")
-        part.write_text(nbformat.writes(executed) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        store(executed, path)
+        if options.failed:
+            options.failed.unlink(missing_ok=True)
+    elif options.write and options.failed and reached:
+        kept = executed or notebook
+        try:
+            so_far(kept, reached, failure)
+            store(kept, options.failed)
+            report["kept"] = str(options.failed)
+        except OSError as error:
+            report["message"] += f"\n(What ran could not be kept: {error})"
     return report
 
 
@@ -196,6 +254,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--failed", type=Path)
+    parser.add_argument("--displayed", type=lambda names: names.split(","), default=[])
     parser.add_argument("--exercises", action="store_true")
     parser.add_argument("--timeout", type=int, default=300)
     options = parser.parse_args()

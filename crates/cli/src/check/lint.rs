@@ -2,7 +2,7 @@
 //! message says what to do.
 
 use super::{Problem, commands, first_rust_line};
-use crate::notebook::{Cell, Kind, Notebook};
+use crate::notebook::{Cell, DISPLAYED, Kind, Notebook};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -595,6 +595,14 @@ fn outputs(lesson: &Lesson<'_>) -> Vec<Problem> {
         {
             problems.push(Problem::cell(cell, "the cell's output is an error"));
         }
+        if let Some(kind) = lesson.outputs(cell).find_map(debug_text) {
+            let message = format!(
+                "the cell's output is the `Debug` text of its `{kind}`, not its display: let the \
+                 last expression move no variable (borrow or clone it, or bind the value with \
+                 `let` and end the cell with its name)"
+            );
+            problems.push(Problem::cell(cell, message));
+        }
         let image = lesson
             .outputs(cell)
             .any(|output| !output["data"]["image/png"].is_null());
@@ -606,6 +614,21 @@ fn outputs(lesson: &Lesson<'_>) -> Vec<Problem> {
         problems.push(Problem::cell(cell, message));
     }
     problems
+}
+
+/// The type with a display of its own of which an output holds nothing but the `Debug` text.
+fn debug_text(output: &Value) -> Option<&'static str> {
+    let data = output["data"].as_object()?;
+    let text = joined(data.get("text/plain")?);
+    let written = |name: &&str| {
+        let mut places = text.match_indices(name);
+        places.any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + name.len()..]);
+            let opens = after.starts_with('(') || after.starts_with(" {");
+            opens && !before.ends_with(char::is_alphanumeric)
+        })
+    };
+    (data.len() == 1).then(|| DISPLAYED.into_iter().find(written))?
 }
 
 #[cfg(test)]

@@ -60,6 +60,12 @@ const MODULES: &[(&str, &str)] = &[
 pub struct Environment(PathBuf);
 
 impl Environment {
+    /// A folder of a test's own.
+    #[cfg(test)]
+    pub fn at(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
     /// The environment's interpreter.
     pub fn python(&self) -> PathBuf {
         self.bin("python")

@@ -219,6 +219,14 @@ fn each_fault_is_found_and_nothing_else() {
         ("output is an error", |j| {
             j["cells"][3]["outputs"] = json!([{"output_type": "error"}])
         }),
+        ("`Debug` text of its `Outcome`", |j| {
+            let data = json!({"text/plain": ["Outcome { passed: true, text: \"x\" }"]});
+            j["cells"][3]["outputs"] = json!([{"output_type": "execute_result", "data": data}]);
+        }),
+        ("`Debug` text of its `Figure`", |j| {
+            let data = json!({"text/plain": "Some(Figure(\"loss\", 640 × 400))"});
+            j["cells"][3]["outputs"] = json!([{"output_type": "execute_result", "data": data}]);
+        }),
         ("output holds no image", |j| {
             j["cells"][4]["outputs"] = json!([])
         }),
@@ -241,6 +249,19 @@ fn each_fault_is_found_and_nothing_else() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn other_texts_and_displays_are_no_debug_text() {
+    for data in [
+        json!({"text/plain": "Outcome { … }", "text/html": "<b>x</b>"}),
+        json!({"text/plain": "Figure. The outcome of MyOutcome { x: 1 }"}),
+        json!({"text/plain": "[1, 2]"}),
+    ] {
+        let (name, mut json) = good();
+        json["cells"][3]["outputs"] = json!([{"output_type": "execute_result", "data": data}]);
+        assert_eq!(messages(&problems(&name, json)), Vec::<&str>::new());
+    }
 }
 
 #[test]
