@@ -1,6 +1,8 @@
 //! Text to tokens and back, by the `tokenizer.json` of Hugging Face.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -21,9 +23,26 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// assert_eq!(tokenizer.decode(&ids)?, text);
 /// # Ok::<(), course::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<dyn Inner>,
+}
+
+/// Hides the type, so that a notebook's cells need not compile how its many parts are dropped.
+trait Inner: Send + Sync {
+    fn get(&self) -> &tokenizers::Tokenizer;
+}
+
+impl Inner for tokenizers::Tokenizer {
+    fn get(&self) -> &tokenizers::Tokenizer {
+        self
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.vocab_size())
+    }
 }
 
 impl Tokenizer {
@@ -104,7 +123,9 @@ impl Tokenizer {
         inner.with_padding(None);
         let cut = inner.with_truncation(None);
         cut.map_err(|error| refused(error.to_string()))?;
-        Ok(Self { inner })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The text of a `tokenizer.json`.
@@ -113,7 +134,7 @@ impl Tokenizer {
     ///
     /// What the crate tokenizers reports.
     pub fn to_json(&self) -> Result<String> {
-        let json = self.inner.to_string(true);
+        let json = self.inner.get().to_string(true);
         json.map_err(|error| refused(error.to_string()))
     }
 
@@ -123,7 +144,7 @@ impl Tokenizer {
     ///
     /// What the crate tokenizers reports.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
+        let encoding = self.inner.get().encode_fast(text, false);
         let encoding = encoding.map_err(|error| refused(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -134,14 +155,14 @@ impl Tokenizer {
     ///
     /// What the crate tokenizers reports.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        let text = self.inner.decode(ids, false);
+        let text = self.inner.get().decode(ids, false);
         text.map_err(|error| refused(error.to_string()))
     }
 
     /// How many tokens there are.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.inner.get().get_vocab_size(true)
     }
 }
 
