@@ -47,6 +47,12 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         problem: String,
     },
+    /// Runs that have no mean and no range.
+    #[error("spread: {problem}")]
+    Spread {
+        /// Which run, what is wrong with it, and what to do.
+        problem: String,
+    },
     /// A tensor that cannot be taken apart.
     #[error("linalg: a tensor of shape {shape:?} cannot be decomposed: {problem}")]
     Linalg {

@@ -3,6 +3,8 @@
 //! A notebook records a few results by name. When the environment variable `COURSE_METRICS` names
 //! a file, each becomes a line of JSON in it, which `cargo course test` compares with what is
 //! expected. Without the variable nothing is written.
+//!
+//! A number from several seeds is a [`Spread`]: its mean and its range.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -12,6 +14,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::{Error, Result};
+
+mod spread;
+
+pub use spread::Spread;
 
 /// The environment variable that names the file.
 const VARIABLE: &str = "COURSE_METRICS";

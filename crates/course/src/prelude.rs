@@ -15,7 +15,7 @@
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
 //!   [`metrics`](mod@metrics), [`models`](mod@models), [`train`](mod@train);
 //! - its commonest words: [`device`](fn@device), [`rng`](fn@rng), [`Rng`], [`record`],
-//!   [`Exercise`];
+//!   [`Spread`], [`Exercise`];
 //! - whole crates by name: `candle_core`, `candle_nn`, `lora`, `plotters`, `gymnasium_rs`, so that
 //!   a cell can write `candle_nn::loss::mse` without a dependency of its own.
 //!
@@ -52,7 +52,7 @@ pub use crate::models::{Checkpoint, Cnn, CnnConfig, GenerationConfig, Llama, Lla
 pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
 pub use crate::device::device;
 pub use crate::exercise::{Exercise, Outcome};
-pub use crate::metrics::record;
+pub use crate::metrics::{Spread, record};
 pub use crate::rng::{Rng, rng};
 pub use crate::train::{History, Training};
 

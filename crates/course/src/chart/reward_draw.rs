@@ -11,20 +11,13 @@ use super::reward::RewardChart;
 use super::scene::{Point, Rect, Scene, Shape};
 use super::style::{marker, series_line};
 use super::words::{Words, count};
+use crate::metrics::Spread;
 
 /// Runs of one kind with different seeds.
 #[derive(Debug, Clone)]
 pub(super) struct Runs {
     pub name: String,
     pub seeds: Vec<Vec<f64>>,
-}
-
-/// What the seeds of one step have reached.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Spread {
-    low: f64,
-    mean: f64,
-    high: f64,
 }
 
 impl Runs {
@@ -37,15 +30,7 @@ impl Runs {
     }
 
     fn at(&self, step: usize) -> Spread {
-        let values = || self.seeds.iter().filter_map(|seed| seed.get(step));
-        let Extent { low, high } = Extent::of(values().copied());
-        // Dividing first keeps the sum finite; rounding must not lift the mean off the band.
-        let mean: f64 = values().map(|v| v / self.seeds.len() as f64).sum();
-        Spread {
-            low,
-            mean: mean.clamp(low, high),
-            high,
-        }
+        Spread::of_finite(self.seeds.iter().filter_map(|seed| seed.get(step).copied()))
     }
 }
 
