@@ -4,14 +4,14 @@ use super::bar_draw;
 use super::check::MOST_VALUES;
 use super::common::Common;
 use super::figure::Figure;
+use super::value::{Value, set_whiskers};
 use crate::error::Result;
 
-/// One bar: its category, its value, and how far its whisker reaches.
+/// One bar: its category and its value.
 #[derive(Debug, Clone)]
 pub(super) struct Bar {
     pub category: String,
-    pub value: f64,
-    pub whisker: Option<(f64, f64)>,
+    pub value: Value,
 }
 
 /// Bars of one colour; single bars are a series without a name.
@@ -66,7 +66,8 @@ impl BarChart {
         }
     }
 
-    /// Adds a single bar of height `value`.
+    /// Adds a single bar of height `value`, a number or a [`Spread`](crate::metrics::Spread),
+    /// whose range becomes its whisker.
     ///
     /// ```
     /// # use course::chart::BarChart;
@@ -74,7 +75,7 @@ impl BarChart {
     /// assert!(chart.draw()?.describe().contains("LoRA 64.5"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn bar(mut self, name: impl Into<String>, value: impl Into<f64>) -> Self {
+    pub fn bar(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         if self.series.last().is_none_or(|s| s.name.is_some()) {
             self.series.push(Series {
                 name: None,
@@ -85,14 +86,13 @@ impl BarChart {
             series.bars.push(Bar {
                 category: name.into(),
                 value: value.into(),
-                whisker: None,
             });
         }
         self
     }
 
     /// Adds a series with one bar for each `(category, value)`; bars of the same category
-    /// stand together.
+    /// stand together. A value is a number or a [`Spread`](crate::metrics::Spread).
     ///
     /// ```
     /// # use course::chart::BarChart;
@@ -102,7 +102,7 @@ impl BarChart {
     /// assert!(chart.draw()?.describe().contains("2 series"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn group<S: Into<String>, V: Into<f64>>(
+    pub fn group<S: Into<String>, V: Into<Value>>(
         mut self,
         series_name: impl Into<String>,
         bars: impl IntoIterator<Item = (S, V)>,
@@ -110,7 +110,6 @@ impl BarChart {
         let bars = bars.into_iter().map(|(category, value)| Bar {
             category: category.into(),
             value: value.into(),
-            whisker: None,
         });
         self.series.push(Series {
             name: Some(series_name.into()),
@@ -130,7 +129,7 @@ impl BarChart {
     pub fn error(mut self, low: impl Into<f64>, high: impl Into<f64>) -> Self {
         let bar = self.series.last_mut().and_then(|s| s.bars.last_mut());
         match bar {
-            Some(bar) => bar.whisker = Some((low.into(), high.into())),
+            Some(bar) => bar.value.whisker = Some((low.into(), high.into())),
             None => self.problem = Some(".error(low, high) belongs after a .bar()".into()),
         }
         self
@@ -154,27 +153,9 @@ impl BarChart {
             self.problem = Some(".errors([...]) belongs after a .group()".into());
             return self;
         };
-        let limit = series.bars.len() + 1;
-        let whiskers: Vec<(f64, f64)> = whiskers
-            .into_iter()
-            .take(limit)
-            .map(|(low, high)| (low.into(), high.into()))
-            .collect();
-        if whiskers.len() != series.bars.len() {
-            self.problem = Some(format!(
-                ".errors([...]) has {} whiskers than its group has bars ({}): \
-                 give one (low, high) for each bar",
-                if whiskers.len() == limit {
-                    "more"
-                } else {
-                    "fewer"
-                },
-                series.bars.len()
-            ));
-            return self;
-        }
-        for (bar, whisker) in series.bars.iter_mut().zip(whiskers) {
-            bar.whisker = Some(whisker);
+        let values = series.bars.iter_mut().map(|bar| &mut bar.value);
+        if let Err(problem) = set_whiskers(values, whiskers, ("group", "bars")) {
+            self.problem = Some(problem);
         }
         self
     }

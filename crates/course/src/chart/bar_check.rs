@@ -3,8 +3,7 @@
 use super::bar::{Bar, BarChart, Series};
 use super::bar_draw;
 use super::check::{Axis, Extent};
-use super::number::plain;
-use super::words::{Words, count};
+use super::words::{MOST_READ, Words, count};
 use crate::error::Result;
 
 impl BarChart {
@@ -30,10 +29,9 @@ impl BarChart {
             self.validate_series(series)?;
         }
         self.common.check_y(self.log_y)?;
-        let data = Extent::of(self.bars().flat_map(|b| {
-            let (low, high) = b.whisker.unwrap_or((b.value, b.value));
-            [b.value, low, high]
-        }));
+        let data = self
+            .bars()
+            .fold(Extent::EMPTY, |e, bar| e.and(bar.value.extent()));
         self.validate_axis(data)?;
         Ok(data)
     }
@@ -65,20 +63,7 @@ impl BarChart {
                 bar.category
             )
         };
-        check.value(whose, bar.value, log)?;
-        let Some((low, high)) = bar.whisker else {
-            return Ok(());
-        };
-        check.value(|| format!("the low error of {}", whose()), low, log)?;
-        check.value(|| format!("the high error of {}", whose()), high, log)?;
-        check.need(low <= bar.value && bar.value <= high, || {
-            format!(
-                "the error of {} goes from {low:?} to {high:?}, not around its value {:?}: \
-                 give both ends as places on the y axis, not as distances",
-                whose(),
-                bar.value
-            )
-        })
+        bar.value.check(check, whose, log)
     }
 
     fn validate_axis(&self, data: Extent) -> Result<()> {
@@ -129,20 +114,8 @@ impl BarChart {
     }
 }
 
-/// The most bars of a series that are read out one by one.
-const MOST_READ: usize = 12;
-
 fn describe_series(series: &Series) -> String {
-    let read = |bar: &Bar| match bar.whisker {
-        Some((low, high)) => format!(
-            "{} {} ({} to {})",
-            bar.category,
-            plain(bar.value),
-            plain(low),
-            plain(high)
-        ),
-        None => format!("{} {}", bar.category, plain(bar.value)),
-    };
+    let read = |bar: &Bar| format!("{} {}", bar.category, bar.value.told());
     let start = match &series.name {
         Some(name) => format!("Series \"{name}\""),
         None => "Bars".into(),
@@ -151,7 +124,7 @@ fn describe_series(series: &Series) -> String {
         let bars: Vec<String> = series.bars.iter().map(read).collect();
         return format!("{start}: {}", bars.join("; "));
     }
-    let by_value = |a: &&Bar, b: &&Bar| a.value.total_cmp(&b.value);
+    let by_value = |a: &&Bar, b: &&Bar| a.value.number.total_cmp(&b.value.number);
     let ends = [
         ("first", series.bars.first()),
         ("last", series.bars.last()),

@@ -10,7 +10,8 @@ use super::number::{Alike, exponent};
 use super::page::Page;
 use super::plot::{Along, frame, references};
 use super::scene::{Anchor, Rect, Scene, Text};
-use super::style::{SMALL_SIZE, bar as draw_bar};
+use super::style::{SMALL_SIZE, bar as draw_bar, whisker as draw_whisker};
+use super::value::in_sight;
 use crate::error::Result;
 
 /// The names below the axis, in the order in which they first appear.
@@ -144,22 +145,14 @@ fn one(
 ) {
     let inside = |value: f64| height(area, y, value).clamp(area.top, area.bottom);
     let base = if y.log { area.bottom } else { inside(0.0) };
-    let end = inside(bar.value);
+    let end = inside(bar.value.number);
     // A hair of white keeps neighbours apart.
     let gap = if width > 6.0 { 0.5 } else { 0.0 };
     let at = Rect::new(left + gap, base.min(end), left + width - gap, base.max(end));
     draw_bar(scene, series, at);
-    if let Some((low, high)) = bar.whisker {
-        let middle = left + width / 2.0;
+    if let Some(whisker) = bar.value.whisker.and_then(|w| in_sight(w, area, y)) {
         let reach = (width * 0.22).clamp(2.0, 8.0);
-        let (low, high) = (inside(low), inside(high));
-        for (thickness, colour) in [(3.4, WHITE), (1.7, INK)] {
-            scene.line(vec![(middle, low), (middle, high)], thickness, colour);
-            for end in [low, high] {
-                let cap = vec![(middle - reach, end), (middle + reach, end)];
-                scene.line(cap, thickness, colour);
-            }
-        }
+        draw_whisker(scene, whisker, (left + width / 2.0, reach), INK);
     }
 }
 
@@ -180,10 +173,11 @@ enum Way {
 
 impl Numbers {
     fn fit(chart: &BarChart, page: &Page<'_>, categories: usize) -> Self {
-        let alike = Alike::of_bars(chart.bars().map(|bar| bar.value));
+        let alike = Alike::of_bars(chart.bars().map(|bar| bar.value.number));
         let longest = chart
             .bars()
-            .map(|bar| page.fonts.width(&alike.write(bar.value), SMALL_SIZE, false))
+            .map(|bar| alike.write(bar.value.number))
+            .map(|text| page.fonts.width(&text, SMALL_SIZE, false))
             .fold(0.0, f64::max);
         // The plot's width is not known yet; the margins take about 100 pixels.
         let area = Rect::new(0.0, 0.0, page.width() - 100.0, 1.0);
@@ -216,8 +210,8 @@ impl Numbers {
     }
 
     fn draw(&self, scene: &mut Scene, bar: &Bar, (left, width): (f64, f64), area: Rect, y: &Scale) {
-        let (low, high) = bar.whisker.unwrap_or((bar.value, bar.value));
-        let up = bar.value >= 0.0;
+        let Extent { low, high } = bar.value.extent();
+        let up = bar.value.number >= 0.0;
         let end = height(area, y, if up { high } else { low });
         if self.way == Way::Absent || !area.holds((area.left, end)) {
             return;
@@ -230,7 +224,7 @@ impl Numbers {
             (_, true) => ((middle, end - 5.0), Anchor::Middle),
             (_, false) => ((middle, end + 15.0), Anchor::Middle),
         };
-        let text = Text::new(self.alike.write(bar.value), at, SMALL_SIZE, anchor);
+        let text = Text::new(self.alike.write(bar.value.number), at, SMALL_SIZE, anchor);
         scene.text(if self.way == Way::Turned {
             text.turned()
         } else {

@@ -11,15 +11,15 @@ const LARGEST: f64 = 1e100;
 pub(super) const MOST_VALUES: usize = 2_000_000;
 
 /// Rows of values, up to one value more than a chart takes: rows and values may be endless.
-pub(super) fn gather<R>(rows: impl IntoIterator<Item = R>) -> Vec<Vec<f64>>
+pub(super) fn gather<V, R>(rows: impl IntoIterator<Item = R>) -> Vec<Vec<V>>
 where
     R: IntoIterator,
-    R::Item: Into<f64>,
+    R::Item: Into<V>,
 {
     let mut left = MOST_VALUES + 1;
     let mut gathered = Vec::new();
     for row in rows.into_iter().take(left) {
-        let row: Vec<f64> = row.into_iter().take(left).map(Into::into).collect();
+        let row: Vec<V> = row.into_iter().take(left).map(Into::into).collect();
         left -= row.len();
         gathered.push(row);
         if left == 0 {
@@ -57,6 +57,10 @@ impl Extent {
             low: self.low.min(value),
             high: self.high.max(value),
         }
+    }
+
+    pub fn and(self, other: Self) -> Self {
+        self.with(other.low).with(other.high)
     }
 
     pub fn flat(&self) -> bool {

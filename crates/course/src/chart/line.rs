@@ -4,15 +4,21 @@ use super::axis::Scale;
 use super::check::{Axis, Extent, MOST_VALUES};
 use super::common::Common;
 use super::figure::Figure;
-use super::geometry::thin;
 use super::legend::{Sample, entries};
+use super::line_draw;
 use super::number::plain;
 use super::page::Page;
-use super::plot::{Along, frame, place, references};
-use super::scene::{Point, Rect};
-use super::style::{marker, series_line};
-use super::words::{Words, count};
+use super::plot::{Along, frame, references};
+use super::value::{Value, set_whiskers};
+use super::words::{MOST_READ, Words, count};
 use crate::error::Result;
+
+/// Points joined in their order.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub name: String,
+    pub points: Vec<(f64, Value)>,
+}
 
 /// A chart of one or more lines.
 ///
@@ -35,9 +41,11 @@ use crate::error::Result;
 #[derive(Debug, Clone)]
 pub struct LineChart {
     common: Common,
-    lines: Vec<(String, Vec<Point>)>,
+    pub(super) lines: Vec<Line>,
     log_x: bool,
     log_y: bool,
+    /// What a builder method could not do; `draw` reports it.
+    problem: Option<String>,
 }
 
 impl LineChart {
@@ -57,12 +65,16 @@ impl LineChart {
             lines: Vec::new(),
             log_x: false,
             log_y: false,
+            problem: None,
         }
     }
 
     /// Adds a line through `points` in their order.
     ///
     /// Anything that turns into `f64` without loss will do; write `n as f64` for a `usize`.
+    /// A y may be a [`Spread`](crate::metrics::Spread): its mean is the point, its range a
+    /// whisker. Where whiskers of several lines would cover each other, the lines move a few
+    /// pixels aside. Of a line of more than 24 points only those with a marker show theirs.
     ///
     /// ```
     /// # use course::chart::LineChart;
@@ -71,9 +83,18 @@ impl LineChart {
     ///     .line("SGD", losses.iter().enumerate().map(|(i, &y)| (i as f64, y)))
     ///     .draw()?;
     /// assert!(figure.describe().contains("\"SGD\""));
+    ///
+    /// use course::metrics::Spread;
+    /// let of_seeds = [(1, [2.0, 3.0]), (4, [1.0, 1.5])];
+    /// let mut points = Vec::new();
+    /// for (rank, losses) in of_seeds {
+    ///     points.push((rank, Spread::of(losses)?));
+    /// }
+    /// let figure = LineChart::new("Loss", "rank", "loss").line("LoRA", points).draw()?;
+    /// assert!(figure.describe().contains("2.5 (2 to 3) at 1"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn line<X: Into<f64>, Y: Into<f64>>(
+    pub fn line<X: Into<f64>, Y: Into<Value>>(
         mut self,
         name: impl Into<String>,
         points: impl IntoIterator<Item = (X, Y)>,
@@ -81,7 +102,36 @@ impl LineChart {
         let points = points.into_iter().map(|(x, y)| (x.into(), y.into()));
         // One more than allowed, so that an endless iterator is noticed and left.
         let points = points.take(MOST_VALUES + 1).collect();
-        self.lines.push((name.into(), points));
+        self.lines.push(Line {
+            name: name.into(),
+            points,
+        });
+        self
+    }
+
+    /// Gives the points of the last line their whiskers, one `(low, high)` for each, both on
+    /// the y axis.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y")
+    ///     .line("LoRA", [(1, 2.0), (4, 1.0)])
+    ///     .errors([(1.5, 2.5), (0.8, 1.1)]);
+    /// assert!(chart.draw()?.describe().contains("1 (0.8 to 1.1) at 4"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn errors<L: Into<f64>, H: Into<f64>>(
+        mut self,
+        whiskers: impl IntoIterator<Item = (L, H)>,
+    ) -> Self {
+        let Some(line) = self.lines.last_mut() else {
+            self.problem = Some(".errors([...]) belongs after a .line()".into());
+            return self;
+        };
+        let values = line.points.iter_mut().map(|point| &mut point.1);
+        if let Err(problem) = set_whiskers(values, whiskers, ("line", "points")) {
+            self.problem = Some(problem);
+        }
         self
     }
 
@@ -168,7 +218,8 @@ impl LineChart {
     ///
     /// [`Error::Chart`](crate::error::Error::Chart) names the series and what to do: no or
     /// empty series, values that are not finite or (on a log axis) not above 0, points that
-    /// all have one x or one y, an empty text, a useless y range or size.
+    /// all have one x or one y, a whisker that misses its point, an empty text, a useless
+    /// y range or size.
     ///
     /// ```
     /// # use course::chart::LineChart;
@@ -180,7 +231,7 @@ impl LineChart {
         let x = Scale::new(x_data.low, x_data.high, self.log_x).widened(0.02, 0.02);
         let y = self.common.y_scale(y_data, self.log_y)?;
         let mut page = Page::open(&self.common, self.common.size)?;
-        let names = self.lines.iter().map(|(name, _)| name.as_str());
+        let names = self.lines.iter().map(|line| line.name.as_str());
         page.legend(&entries(names, Sample::Line, &self.common.references));
         let whole = self.points().all(|p| p.0.fract() == 0.0);
         let across = Along::Numbers { scale: x, whole };
@@ -190,32 +241,37 @@ impl LineChart {
         };
         let area = frame(&mut page, &across, &up, 0.0)?;
         references(&mut page, area, &y);
-        self.draw_lines(&mut page, area, &x, &y);
+        line_draw::lines(&self.lines, &mut page.scene, area, &x, &y);
         let words = self.describe(x_data, y_data);
         Figure::paint(&self.common.title, &page.scene, page.fonts, words)
     }
 
-    fn points(&self) -> impl Iterator<Item = &Point> {
-        self.lines.iter().flat_map(|(_, points)| points)
+    fn points(&self) -> impl Iterator<Item = &(f64, Value)> {
+        self.lines.iter().flat_map(|line| &line.points)
     }
 
     /// Checks everything; returns the extents of x and y.
     fn validate(&self) -> Result<(Extent, Extent)> {
         let check = self.common.check();
         self.common.check_page(true)?;
+        if let Some(problem) = &self.problem {
+            return Err(check.fail(problem));
+        }
         check.need(!self.lines.is_empty(), || {
             "has no series: add at least one .line(name, points)".into()
         })?;
-        check.names("series", self.lines.iter().map(|(n, _)| n.as_str()))?;
-        for (name, points) in &self.lines {
-            self.validate_line(name, points)?;
+        check.names("series", self.lines.iter().map(|l| l.name.as_str()))?;
+        for line in &self.lines {
+            self.validate_line(line)?;
         }
         self.common.check_y(self.log_y)?;
         let x = Extent::of(self.points().map(|p| p.0));
-        let y = Extent::of(self.points().map(|p| p.1));
+        let y = self
+            .points()
+            .fold(Extent::EMPTY, |e, p| e.and(p.1.extent()));
         check.range("the x values", x)?;
         check.need(!y.flat() || self.common.y_range.is_some(), || {
-            let names: Vec<&str> = self.lines.iter().map(|(n, _)| n.as_str()).collect();
+            let names: Vec<&str> = self.lines.iter().map(|l| l.name.as_str()).collect();
             format!(
                 "every y value of series \"{}\" is {:?}, which gives no axis: \
                  set one with .y_range(low, high)",
@@ -226,7 +282,7 @@ impl LineChart {
         Ok((x, y))
     }
 
-    fn validate_line(&self, name: &str, points: &[Point]) -> Result<()> {
+    fn validate_line(&self, Line { name, points }: &Line) -> Result<()> {
         let check = self.common.check();
         let series = || format!("series \"{name}\"");
         check.need(!points.is_empty(), || {
@@ -237,7 +293,7 @@ impl LineChart {
             let whose =
                 |axis: &str| format!("{} at point {index} (counted from 0): {axis}", series());
             check.value(|| whose("x"), x, self.log_x.then_some(Axis::X))?;
-            check.value(|| whose("y"), y, self.log_y.then_some(Axis::Y))?;
+            y.check(check, || whose("y"), self.log_y.then_some(Axis::Y))?;
         }
         let x = Extent::of(points.iter().map(|p| p.0));
         check.need(!x.flat(), || {
@@ -250,44 +306,27 @@ impl LineChart {
         })
     }
 
-    fn draw_lines(&self, page: &mut Page<'_>, area: Rect, x: &Scale, y: &Scale) {
-        let in_pixels = |points: &[Point]| -> Vec<Point> {
-            points.iter().map(|p| place(area, x, y, *p)).collect()
-        };
-        for (index, (_, points)) in self.lines.iter().enumerate() {
-            let line = thin(in_pixels(points), area.width());
-            series_line(&mut page.scene, index, &line, area);
-        }
-        // Markers come last, so that no line hides them; a long line gets about a dozen.
-        for (index, (_, points)) in self.lines.iter().enumerate() {
-            let every = points
-                .len()
-                .div_ceil(if points.len() > 24 { 12 } else { 24 });
-            let first = index * every / self.lines.len();
-            for point in points.iter().skip(first).step_by(every) {
-                let at = place(area, x, y, *point);
-                if area.holds(at) {
-                    marker(&mut page.scene, index, at);
-                }
-            }
-        }
-    }
-
     fn describe(&self, x: Extent, y: Extent) -> String {
         let mut words = Words::new("Line chart", &self.common);
         words.axis("Horizontal", &self.common.x_label, x, self.log_x);
         words.y_axis(&self.common, y, self.log_y);
-        for (name, points) in &self.lines {
-            words.say(&describe_line(name, points));
+        for line in &self.lines {
+            words.say(&describe_line(line));
         }
         words.finish(&self.common)
     }
 }
 
-fn describe_line(name: &str, points: &[Point]) -> String {
-    let by_y = |a: &&Point, b: &&Point| a.1.total_cmp(&b.1);
-    let named = |what: &str, point: Option<&Point>| match point {
-        Some((x, y)) => format!("{what} {} at {}", plain(*y), plain(*x)),
+fn describe_line(Line { name, points }: &Line) -> String {
+    let read = |(x, y): &(f64, Value)| format!("{} at {}", y.told(), plain(*x));
+    let ranges = points.iter().any(|(_, y)| y.whisker.is_some());
+    if ranges && points.len() <= MOST_READ {
+        let points: Vec<String> = points.iter().map(read).collect();
+        return format!("Series \"{name}\": {}", points.join("; "));
+    }
+    let by_y = |a: &&(f64, Value), b: &&(f64, Value)| a.1.number.total_cmp(&b.1.number);
+    let named = |what: &str, point: Option<&(f64, Value)>| match point {
+        Some(point) => format!("{what} {}", read(point)),
         None => String::new(),
     };
     format!(

@@ -36,6 +36,7 @@ mod image;
 mod images;
 mod legend;
 mod line;
+mod line_draw;
 mod names;
 mod number;
 mod page;
@@ -49,6 +50,7 @@ mod style;
 mod svg;
 mod text;
 mod ticks;
+mod value;
 mod words;
 
 #[cfg(test)]
@@ -62,3 +64,4 @@ pub use images::ImageGrid;
 pub use line::LineChart;
 pub(crate) use number::grouped;
 pub use reward::RewardChart;
+pub use value::Value;

@@ -1,8 +1,9 @@
 //! How series differ without colour: markers and dashes on lines, hatching on bars.
 
-use super::colour::{REFERENCE, WHITE, series};
+use super::colour::{REFERENCE, Rgb, WHITE, series};
 use super::geometry::{clip, clip_line, dashes, length};
 use super::scene::{Point, Rect, Scene};
+use super::value::InSight;
 
 pub(super) const TITLE_SIZE: f64 = 19.0;
 pub(super) const LABEL_SIZE: f64 = 14.5;
@@ -79,9 +80,23 @@ fn corners(shape: usize, (x, y): Point, r: f64) -> Vec<Point> {
     places.iter().map(|p| (x + r * p.0, y + r * p.1)).collect()
 }
 
-fn cross(scene: &mut Scene, (x, y): Point, r: f64, width: f64, colour: super::colour::Rgb) {
+fn cross(scene: &mut Scene, (x, y): Point, r: f64, width: f64, colour: Rgb) {
     scene.line(vec![(x - r, y - r), (x + r, y + r)], width, colour);
     scene.line(vec![(x - r, y + r), (x + r, y - r)], width, colour);
+}
+
+/// Draws the part of a whisker that is in sight, on a white rim; `reach` is half the width of
+/// its caps. An end that is cut off gets no cap.
+pub(super) fn whisker(scene: &mut Scene, shown: InSight, (x, reach): (f64, f64), colour: Rgb) {
+    let InSight { low, high, caps } = shown;
+    for (thickness, colour) in [(3.4, WHITE), (1.7, colour)] {
+        scene.line(vec![(x, low), (x, high)], thickness, colour);
+        for (end, capped) in [low, high].into_iter().zip(caps) {
+            if capped {
+                scene.line(vec![(x - reach, end), (x + reach, end)], thickness, colour);
+            }
+        }
+    }
 }
 
 /// Fills a bar in a series' colour and hatches it; the first series stays plain.

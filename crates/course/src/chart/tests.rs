@@ -7,6 +7,7 @@ mod output;
 mod said;
 
 use super::*;
+use crate::metrics::Spread;
 
 /// Values that look random and are always the same.
 fn noise(seed: u64) -> impl FnMut() -> f64 {
@@ -123,6 +124,29 @@ fn wide_ticks() -> LineChart {
     LineChart::new("Long ticks", "second", "value").line("a", points)
 }
 
+/// Runs of three seeds around `mean`.
+fn seeds(mean: f64, width: f64) -> Spread {
+    Spread::of([mean - width, mean, mean + width]).unwrap()
+}
+
+/// Lines of means whose whiskers cover each other in places.
+fn ranges() -> LineChart {
+    let line = |best: f64| {
+        let loss = move |(i, r): (usize, u32)| (r, seeds(best + 0.3 / (i + 1) as f64, 0.04));
+        [1, 2, 4, 8, 16, 32].into_iter().enumerate().map(loss)
+    };
+    LineChart::new(
+        "Held-out loss, three seeds",
+        "rank r",
+        "loss (nats per token)",
+    )
+    .line("q and v", line(4.05))
+    .line("all linear layers", line(4.03))
+    .line("the MLP", line(4.3))
+    .line("the mean of all", [(1, 4.4), (32, 4.2)])
+    .log_x()
+}
+
 /// One figure of each kind, and some difficult ones.
 fn figures() -> Vec<Figure> {
     [
@@ -136,6 +160,7 @@ fn figures() -> Vec<Figure> {
         lines().size(360, 300).draw(),
         wide_ticks().draw(),
         bars().size(1200, 800).draw(),
+        ranges().draw(),
     ]
     .into_iter()
     .map(|figure| figure.unwrap())

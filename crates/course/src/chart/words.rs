@@ -5,6 +5,9 @@ use super::common::Common;
 use super::number::plain;
 use super::text::one_line;
 
+/// The most values of a series that are read out one by one.
+pub(super) const MOST_READ: usize = 12;
+
 /// Sentences, one a line.
 pub(super) struct Words(Vec<String>);
 

@@ -335,3 +335,46 @@ fn runs_must_be_of_one_length() {
         refuses(chart().runs("a", [[1, 2]]).every(bad).draw(), &[".every("]);
     }
 }
+
+#[test]
+fn whiskers_of_lines_must_go_around_their_points() {
+    let line = || chart().line("a", [(1, 1.0), (2, 2.0)]);
+    refuses(
+        chart().errors([(0, 1)]).draw(),
+        &[".errors(", "after a .line()"],
+    );
+    refuses(
+        line().errors([(0, 1)]).draw(),
+        &["fewer whiskers than its line has points (2)"],
+    );
+    refuses(
+        line().errors((0..).map(|i| (i, i))).draw(),
+        &["more whiskers than its line has points (2)"],
+    );
+    refuses(
+        line().errors([(0.5, 1.5), (0.1, 0.2)]).draw(),
+        &["series \"a\" at point 1", "0.1 to 0.2", "not as distances"],
+    );
+    for bad in [f64::NAN, f64::INFINITY] {
+        refuses(
+            line().errors([(0.5, 1.5), (1.5, bad)]).draw(),
+            &["high error of series \"a\" at point 1", &format!("{bad:?}")],
+        );
+    }
+    refuses(
+        line().errors([(0.0, 1.5), (1.5, 2.5)]).log_y().draw(),
+        &["low error of series \"a\" at point 0", ".log_y()"],
+    );
+    let upside_down = Spread {
+        mean: 1.0,
+        low: 2.0,
+        high: 0.0,
+        n: 3,
+    };
+    refuses(
+        chart()
+            .line("a", [(1, upside_down), (2, upside_down)])
+            .draw(),
+        &["series \"a\" at point 0", "from 2.0 to 0.0"],
+    );
+}

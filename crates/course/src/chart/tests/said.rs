@@ -88,3 +88,54 @@ fn the_range_of_an_axis_includes_its_references() {
     assert!(words(chart.clone().reference("full", 9)).contains("y, from 1 to 9."));
     assert!(words(chart.y_range(0, 5)).contains("y, from 0 to 5."));
 }
+
+#[test]
+fn a_line_with_ranges_in_words() {
+    let spread = |runs: [f64; 3]| Spread::of(runs).unwrap();
+    let chart = LineChart::new("Loss", "rank", "loss")
+        .line(
+            "LoRA",
+            [(1, spread([4.0, 4.3, 4.1])), (8, spread([3.0, 3.5, 3.1]))],
+        )
+        .line("full", [(1, 3.0), (8, 3.5)]);
+    let expected = "\
+Line chart: Loss.
+Horizontal axis: rank, from 1 to 8.
+Vertical axis: loss, from 3 to 4.3.
+Series \"LoRA\": 4.133 (4 to 4.3) at 1; 3.2 (3 to 3.5) at 8.
+Series \"full\": 2 points; first 3 at 1, last 3.5 at 8; lowest 3 at 1, highest 3.5 at 8.";
+    assert_eq!(chart.draw().unwrap().describe(), expected);
+    let many = (0..13).map(|i| (i, f64::from(i)));
+    let whiskers = (0..13).map(|i| (f64::from(i) - 0.5, f64::from(i) + 0.5));
+    let chart = LineChart::new("t", "x", "y")
+        .line("a", many)
+        .errors(whiskers);
+    let words = chart.draw().unwrap().describe().to_string();
+    assert!(
+        words.contains("Vertical axis: y, from −0.5 to 12.5."),
+        "{words}"
+    );
+    assert!(
+        words.contains("13 points; first 0 (−0.5 to 0.5) at 0, last 12 (11.5 to 12.5) at 12;"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_spread_is_a_bar_with_a_whisker() {
+    let spread = Spread::of([0.5, 0.7]).unwrap();
+    let once = Spread::of([0.4]).unwrap();
+    let by_hand = BarChart::new("t", "x", "y")
+        .group("g", [("a", 0.6), ("b", 0.4)])
+        .group("h", [("a", 0.4)]);
+    let bars = BarChart::new("t", "x", "y")
+        .group("g", [("a", spread), ("b", once)])
+        .group("h", [("a", &once)]);
+    let words = bars.draw().unwrap().describe().to_string();
+    assert!(words.contains("a 0.6 (0.5 to 0.7); b 0.4.\n"), "{words}");
+    assert_ne!(bars.draw().unwrap().svg(), by_hand.draw().unwrap().svg());
+    let single = BarChart::new("t", "x", "y").bar("a", spread).bar("b", 1);
+    let by_hand = BarChart::new("t", "x", "y").bar("a", 0.6).error(0.5, 0.7);
+    let by_hand = by_hand.bar("b", 1).draw().unwrap();
+    assert_eq!(single.draw().unwrap().svg(), by_hand.svg());
+}
