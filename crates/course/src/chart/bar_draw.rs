@@ -26,7 +26,7 @@ pub(super) fn scene(chart: &BarChart, data: Extent) -> Result<(Scene, &'static F
     let categories = categories(chart);
     let mut page = Page::open(&chart.common, chart.common.size)?;
     let names = chart.series.iter().filter_map(|s| s.name.as_deref());
-    page.legend(&entries(names, Sample::Bar, &chart.common.references));
+    page.legend(&entries(names, Sample::Bar, &chart.common));
     let numbers = Numbers::fit(chart, &page, categories.len());
     let y = y_scale(chart, data, &numbers, &page)?;
     let across = Along::Names(&categories);

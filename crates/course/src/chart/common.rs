@@ -14,7 +14,10 @@ pub(super) struct Common {
     pub y_label: String,
     pub size: (u32, u32),
     pub words: Vec<String>,
+    /// Lines across, at y values.
     pub references: Vec<(String, f64)>,
+    /// Lines upright, at x values.
+    pub upright: Vec<(String, f64)>,
     pub y_range: Option<(f64, f64)>,
 }
 
@@ -27,6 +30,7 @@ impl Common {
             size: DEFAULT_SIZE,
             words: Vec::new(),
             references: Vec::new(),
+            upright: Vec::new(),
             y_range: None,
         }
     }
@@ -59,7 +63,8 @@ impl Common {
     pub fn check_y(&self, log: bool) -> Result<()> {
         let check = self.check();
         let axis = log.then_some(Axis::Y);
-        check.names("reference", self.references.iter().map(|(n, _)| n.as_str()))?;
+        let references = self.references.iter().chain(&self.upright);
+        check.names("reference", references.map(|(n, _)| n.as_str()))?;
         for (name, value) in &self.references {
             check.value(|| format!("reference \"{name}\""), *value, axis)?;
         }
@@ -75,6 +80,15 @@ impl Common {
             )
         })?;
         check.range("the ends of .y_range()", Extent { low, high })
+    }
+
+    /// Upright reference lines are usable; their names are checked with the others'.
+    pub fn check_upright(&self, log: bool) -> Result<()> {
+        let axis = log.then_some(Axis::X);
+        self.upright.iter().try_for_each(|(name, value)| {
+            let whose = || format!("reference \"{name}\"");
+            self.check().value(whose, *value, axis)
+        })
     }
 
     /// The y axis for `data`, with some air, unless the learner has set it.

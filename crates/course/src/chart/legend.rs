@@ -1,6 +1,7 @@
 //! The legend: rows between title and plot, where no data can be in the way.
 
 use super::colour::{WHITE, blend, series};
+use super::common::Common;
 use super::font::Fonts;
 use super::scene::{Anchor, Rect, Scene, Text};
 use super::style::{SMALL_SIZE, bar, marker, reference_line, series_line};
@@ -13,6 +14,7 @@ pub(super) enum Sample {
     Band(usize),
     Bar(usize),
     Reference(usize),
+    Upright(usize),
 }
 
 /// One name in the legend.
@@ -30,11 +32,11 @@ const AFTER_SAMPLE: f64 = 7.0;
 const BETWEEN: f64 = 24.0;
 const ROW: f64 = 21.0;
 
-/// Entries for series drawn with `sample` and for reference lines.
+/// Entries for series drawn with `sample` and for the reference lines of a chart.
 pub(super) fn entries<'n>(
     names: impl IntoIterator<Item = &'n str>,
     sample: fn(usize) -> Sample,
-    references: &[(String, f64)],
+    common: &Common,
 ) -> Vec<Entry> {
     let entry = |sample, name: &str| Entry {
         sample,
@@ -44,11 +46,11 @@ pub(super) fn entries<'n>(
         .into_iter()
         .enumerate()
         .map(|(index, name)| entry(sample(index), name));
-    let references = references
-        .iter()
-        .enumerate()
-        .map(|(index, (name, _))| entry(Sample::Reference(index), name));
-    series.chain(references).collect()
+    let references = (0..).zip(&common.references);
+    let across = references.map(|(index, (name, _))| entry(Sample::Reference(index), name));
+    let references = (common.references.len()..).zip(&common.upright);
+    let upright = references.map(|(index, (name, _))| entry(Sample::Upright(index), name));
+    series.chain(across).chain(upright).collect()
 }
 
 /// Draws the legend from `top` on; returns where it ends.
@@ -145,7 +147,11 @@ fn one(scene: &mut Scene, entry: &Entry, x: f64, top: f64) {
             let swatch = Rect::new(right - 26.0, middle - 7.0, right, middle + 7.0);
             bar(scene, index, swatch);
         }
-        Sample::Reference(index) => reference_line(scene, index, x, right, middle),
+        Sample::Reference(index) => reference_line(scene, index, line),
+        Sample::Upright(index) => {
+            let x = right - 6.0;
+            reference_line(scene, index, [(x, top + 18.0), (x, top)]);
+        }
     }
     let at = (right + AFTER_SAMPLE, (middle + SMALL_SIZE * 0.36).round());
     scene.text(Text::new(&entry.name, at, SMALL_SIZE, Anchor::Start));

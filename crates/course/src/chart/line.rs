@@ -8,7 +8,7 @@ use super::legend::{Sample, entries};
 use super::line_draw;
 use super::number::plain;
 use super::page::Page;
-use super::plot::{Along, frame, references};
+use super::plot::{Along, frame, references, upright_references};
 use super::value::{Value, set_whiskers};
 use super::words::{MOST_READ, Words, count};
 use crate::error::Result;
@@ -160,7 +160,8 @@ impl LineChart {
         self
     }
 
-    /// Adds a dashed horizontal line at `y`, such as a baseline.
+    /// Adds a dashed horizontal line at `y`, such as a baseline; for an upright one see
+    /// [`reference_x`](Self::reference_x).
     ///
     /// ```
     /// # use course::chart::LineChart;
@@ -170,6 +171,20 @@ impl LineChart {
     /// ```
     pub fn reference(mut self, name: impl Into<String>, y: impl Into<f64>) -> Self {
         self.common.references.push((name.into(), y.into()));
+        self
+    }
+
+    /// Adds a dashed vertical line at `x`, such as the step at which something changes.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let chart = LineChart::new("t", "x", "y").line("a", [(0, 0), (1, 9)]);
+    /// let words = chart.reference_x("end of warm-up", 0.1).draw()?.describe().to_string();
+    /// assert!(words.contains("Vertical reference line \"end of warm-up\": at 0.1"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reference_x(mut self, name: impl Into<String>, x: impl Into<f64>) -> Self {
+        self.common.upright.push((name.into(), x.into()));
         self
     }
 
@@ -228,11 +243,13 @@ impl LineChart {
     /// ```
     pub fn draw(&self) -> Result<Figure> {
         let (x_data, y_data) = self.validate()?;
-        let x = Scale::new(x_data.low, x_data.high, self.log_x).widened(0.02, 0.02);
+        let upright = &self.common.upright;
+        let all = upright.iter().fold(x_data, |e, (_, x)| e.with(*x));
+        let x = Scale::new(all.low, all.high, self.log_x).widened(0.02, 0.02);
         let y = self.common.y_scale(y_data, self.log_y)?;
         let mut page = Page::open(&self.common, self.common.size)?;
         let names = self.lines.iter().map(|line| line.name.as_str());
-        page.legend(&entries(names, Sample::Line, &self.common.references));
+        page.legend(&entries(names, Sample::Line, &self.common));
         let whole = self.points().all(|p| p.0.fract() == 0.0);
         let across = Along::Numbers { scale: x, whole };
         let up = Along::Numbers {
@@ -241,6 +258,7 @@ impl LineChart {
         };
         let area = frame(&mut page, &across, &up, 0.0)?;
         references(&mut page, area, &y);
+        upright_references(&mut page, area, &x);
         line_draw::lines(&self.lines, &mut page.scene, area, &x, &y);
         let words = self.describe(x_data, y_data);
         Figure::paint(&self.common.title, &page.scene, page.fonts, words)
@@ -265,6 +283,7 @@ impl LineChart {
             self.validate_line(line)?;
         }
         self.common.check_y(self.log_y)?;
+        self.common.check_upright(self.log_x)?;
         let x = Extent::of(self.points().map(|p| p.0));
         let y = self
             .points()
@@ -308,7 +327,7 @@ impl LineChart {
 
     fn describe(&self, x: Extent, y: Extent) -> String {
         let mut words = Words::new("Line chart", &self.common);
-        words.axis("Horizontal", &self.common.x_label, x, self.log_x);
+        words.x_axis(&self.common, x, self.log_x);
         words.y_axis(&self.common, y, self.log_y);
         for line in &self.lines {
             words.say(&describe_line(line));

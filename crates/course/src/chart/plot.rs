@@ -212,8 +212,19 @@ pub(super) fn references(page: &mut Page<'_>, area: Rect, y: &Scale) {
     for (index, (_, value)) in page.common.references.iter().enumerate() {
         if y.holds(*value) {
             let at = area.bottom - y.place(*value) * area.height();
-            reference_line(&mut page.scene, index, area.left, area.right, at);
+            let ends = [(area.left, at), (area.right, at)];
+            reference_line(&mut page.scene, index, ends);
         }
+    }
+}
+
+/// The page's upright reference lines; the x axis holds them all.
+pub(super) fn upright_references(page: &mut Page<'_>, area: Rect, x: &Scale) {
+    let before = page.common.references.len();
+    for (index, (_, value)) in page.common.upright.iter().enumerate() {
+        let at = area.left + x.place(*value) * area.width();
+        let ends = [(at, area.bottom), (at, area.top)];
+        reference_line(&mut page.scene, before + index, ends);
     }
 }
 

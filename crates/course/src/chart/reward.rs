@@ -158,7 +158,7 @@ impl RewardChart {
         let x = Scale::new(0.5 * self.every, (longest + 0.5) * self.every, false);
         let mut page = Page::open(&self.common, self.common.size)?;
         let names = self.runs.iter().map(|r| r.name.as_str());
-        page.legend(&entries(names, Sample::Band, &self.common.references));
+        page.legend(&entries(names, Sample::Band, &self.common));
         let whole = self.every.fract() == 0.0;
         let across = Along::Numbers { scale: x, whole };
         let up = Along::Numbers {

@@ -44,9 +44,9 @@ pub(super) fn series_line(scene: &mut Scene, index: usize, points: &[Point], are
 }
 
 /// Draws reference line number `index`.
-pub(super) fn reference_line(scene: &mut Scene, index: usize, left: f64, right: f64, y: f64) {
+pub(super) fn reference_line(scene: &mut Scene, index: usize, ends: [Point; 2]) {
     let pattern = REFERENCE_DASHES[index % REFERENCE_DASHES.len()];
-    for dash in dashes(&[(left, y), (right, y)], pattern) {
+    for dash in dashes(&ends, pattern) {
         scene.line(dash, REFERENCE_WIDTH, REFERENCE);
     }
 }

@@ -147,6 +147,16 @@ fn ranges() -> LineChart {
     .log_x()
 }
 
+/// Reference lines of both directions.
+fn references() -> LineChart {
+    let falling = (0..=40).map(|i| (i * 10, 4.5 - f64::from(i) / 60.0));
+    LineChart::new("Loss of one run", "step", "loss (nats per token)")
+        .line("LoRA, r = 8", falling)
+        .reference("full fine-tuning", 3.84)
+        .reference_x("end of warm-up", 40)
+        .reference_x("best on the validation set", 320)
+}
+
 /// One figure of each kind, and some difficult ones.
 fn figures() -> Vec<Figure> {
     [
@@ -161,6 +171,7 @@ fn figures() -> Vec<Figure> {
         wide_ticks().draw(),
         bars().size(1200, 800).draw(),
         ranges().draw(),
+        references().draw(),
     ]
     .into_iter()
     .map(|figure| figure.unwrap())

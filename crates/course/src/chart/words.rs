@@ -54,10 +54,22 @@ impl Words {
         }
     }
 
+    /// The x axis of numbers, with its reference lines.
+    pub fn x_axis(&mut self, common: &Common, data: Extent, log: bool) {
+        let shown = common.upright.iter().fold(data, |e, (_, x)| e.with(*x));
+        self.axis("Horizontal", &common.x_label, shown, log);
+    }
+
     /// The reference lines and whatever the learner added.
     pub fn finish(mut self, common: &Common) -> String {
         for (name, value) in &common.references {
             self.say(&format!("Reference line \"{name}\": {}", plain(*value)));
+        }
+        for (name, value) in &common.upright {
+            self.say(&format!(
+                "Vertical reference line \"{name}\": at {} on the horizontal axis",
+                plain(*value)
+            ));
         }
         for words in &common.words {
             self.say(words);

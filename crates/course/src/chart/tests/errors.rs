@@ -378,3 +378,29 @@ fn whiskers_of_lines_must_go_around_their_points() {
         &["series \"a\" at point 0", "from 2.0 to 0.0"],
     );
 }
+
+#[test]
+fn upright_references_are_checked_like_the_others() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        refuses(
+            good().reference_x("switch", bad).draw(),
+            &["reference \"switch\"", &format!("{bad:?}")],
+        );
+    }
+    refuses(
+        chart()
+            .line("a", [(1, 1), (2, 2)])
+            .log_x()
+            .reference_x("start", 0)
+            .draw(),
+        &["reference \"start\"", "0.0", ".log_x()"],
+    );
+    refuses(
+        good().reference_x(" ", 1).draw(),
+        &["reference 0", "is empty"],
+    );
+    refuses(
+        good().reference("end", 1).reference_x("end", 1).draw(),
+        &["\"end\"", "rename"],
+    );
+}

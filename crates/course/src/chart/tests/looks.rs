@@ -137,3 +137,42 @@ fn a_reference_shows_on_top_of_bars() {
         "no white ground below the reference line"
     );
 }
+
+#[test]
+fn references_go_across_and_upright() {
+    let chart = LineChart::new("t", "x", "y").line("a", [(0, 0), (10, 10)]);
+    let plain = chart.clone().draw().unwrap();
+    let (width, height, before) = output::decode(plain.png());
+    let across = chart.clone().reference("r", 5).draw().unwrap();
+    let upright = chart.clone().reference_x("r", 5).draw().unwrap();
+    let beyond = chart.reference_x("r", 20).draw().unwrap();
+    let dark =
+        |rgb: &[u8], x: usize, y: usize| rgb[(y * width + x) * 3..][..3].iter().all(|c| *c < 130);
+    // The most dark pixels in one column, or in one row, right of the axis and above it.
+    let longest = |rgb: &[u8], down: bool| {
+        let (lines, length) = if down {
+            (width, height)
+        } else {
+            (height, width)
+        };
+        (100..lines - if down { 30 } else { 60 })
+            .map(|line| {
+                let at = |along: usize| if down { (line, along) } else { (along, line) };
+                (100..length - 70)
+                    .filter(|&along| dark(rgb, at(along).0, at(along).1))
+                    .count()
+            })
+            .max()
+            .unwrap()
+    };
+    let (_, _, across) = output::decode(across.png());
+    let (_, _, upright) = output::decode(upright.png());
+    assert!(longest(&before, true) < 60 && longest(&before, false) < 60);
+    assert!(longest(&across, false) > 250 && longest(&across, true) < 60);
+    assert!(longest(&upright, true) > 100 && longest(&upright, false) < 60);
+    let (_, _, beyond) = output::decode(beyond.png());
+    assert!(
+        longest(&beyond, true) > 100,
+        "the x axis reaches its reference"
+    );
+}

@@ -139,3 +139,20 @@ fn a_spread_is_a_bar_with_a_whisker() {
     let by_hand = by_hand.bar("b", 1).draw().unwrap();
     assert_eq!(single.draw().unwrap().svg(), by_hand.svg());
 }
+
+#[test]
+fn upright_references_in_words() {
+    let chart = lines()
+        .reference_x("chosen rank", 512)
+        .reference_x("half", 0.5);
+    let words = chart.draw().unwrap().describe().to_string();
+    assert!(
+        words.contains("rank r, from 0.5 to 512, logarithmic"),
+        "{words}"
+    );
+    let ending = "\
+Reference line \"full matrix\": 589,824.
+Vertical reference line \"chosen rank\": at 512 on the horizontal axis.
+Vertical reference line \"half\": at 0.5 on the horizontal axis.";
+    assert!(words.ends_with(ending), "{words}");
+}
