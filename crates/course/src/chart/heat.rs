@@ -5,7 +5,8 @@ use super::common::Common;
 use super::figure::Figure;
 use super::heat_draw;
 use super::number::plain;
-use super::words::Words;
+use super::value::Value;
+use super::words::{MOST_READ, Words};
 use crate::error::Result;
 
 /// A grid of values as colours, dark for low and light for high.
@@ -27,7 +28,7 @@ pub struct HeatMap {
     pub(super) common: Common,
     pub(super) columns: Vec<String>,
     pub(super) rows: Vec<String>,
-    pub(super) values: Vec<Vec<f64>>,
+    pub(super) values: Vec<Vec<Value>>,
     pub(super) unit: Option<String>,
     range: Option<(f64, f64)>,
 }
@@ -84,6 +85,9 @@ impl HeatMap {
 
     /// Sets the values, row by row from the top.
     ///
+    /// A value may be a [`Spread`](crate::metrics::Spread): its mean gives the colour, and its
+    /// range is written below the mean where every cell has room for both.
+    ///
     /// ```
     /// # use course::chart::HeatMap;
     /// let rows: Vec<Vec<f32>> = vec![vec![0.0, 1.0], vec![2.0, 3.0]];
@@ -94,7 +98,7 @@ impl HeatMap {
     pub fn values<R>(mut self, rows: impl IntoIterator<Item = R>) -> Self
     where
         R: IntoIterator,
-        R::Item: Into<f64>,
+        R::Item: Into<Value>,
     {
         self.values = gather(rows);
         self
@@ -227,7 +231,7 @@ impl HeatMap {
                     self.columns[column]
                 )
             };
-            check.value(whose, *value, None)?;
+            value.check(check, whose, None)?;
         }
         Ok(())
     }
@@ -244,7 +248,7 @@ impl HeatMap {
             check.range("the ends of .range()", range)?;
             return Ok(range);
         }
-        let range = Extent::of(self.values.iter().flatten().copied());
+        let range = Extent::of(self.values.iter().flatten().map(|v| v.number));
         check.need(!range.flat(), || {
             format!(
                 "every cell from row 0 (\"{}\") on is {:?}, which gives no colours: \
@@ -275,11 +279,12 @@ impl HeatMap {
             let rows = self.values.iter().enumerate();
             rows.flat_map(|(r, row)| row.iter().enumerate().map(move |(c, v)| (r, c, *v)))
         };
-        let by_value = |a: &(usize, usize, f64), b: &(usize, usize, f64)| a.2.total_cmp(&b.2);
-        let told = |cell: Option<(usize, usize, f64)>| match cell {
+        type Cell = (usize, usize, Value);
+        let by_value = |a: &Cell, b: &Cell| a.2.number.total_cmp(&b.2.number);
+        let told = |cell: Option<Cell>| match cell {
             Some((row, column, value)) => format!(
                 "{} in row {}, column {}",
-                plain(value),
+                value.told(),
                 self.rows[row],
                 self.columns[column]
             ),
@@ -290,6 +295,15 @@ impl HeatMap {
             told(cells().min_by(by_value)),
             told(cells().max_by(by_value))
         ));
+        let ranges = self.values.iter().flatten().any(|v| v.whisker.is_some());
+        if ranges && self.rows.len() <= MOST_READ && self.columns.len() <= MOST_READ {
+            for (name, values) in self.rows.iter().zip(&self.values) {
+                let cell =
+                    |(column, value): (&String, &Value)| format!("{column} {}", value.told());
+                let cells: Vec<String> = self.columns.iter().zip(values).map(cell).collect();
+                words.say(&format!("Row {name}: {}", cells.join("; ")));
+            }
+        }
         words.finish(&self.common)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::axis::Scale;
 use super::check::Extent;
-use super::colour::{AXIS, text_on, viridis};
+use super::colour::{AXIS, Rgb, text_on, viridis};
 use super::font::Fonts;
 use super::heat::HeatMap;
 use super::number::Alike;
@@ -12,6 +12,7 @@ use super::scene::{Anchor, Rect, Scene, Text};
 use super::style::{LABEL_SIZE, SMALL_SIZE};
 use super::text::{Room, cut, one_line};
 use super::ticks::Tick;
+use super::value::Value;
 use crate::error::Result;
 
 const BAR_WIDTH: f64 = 18.0;
@@ -45,31 +46,69 @@ fn cells(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale) -> Resul
                  draw a part of it, or give .size() more"
         )
     })?;
-    let numbers = Alike::of(map.values.iter().flatten().copied());
-    let room = map
-        .values
-        .iter()
-        .flatten()
-        .map(|v| page.fonts.width(&numbers.write(*v), SMALL_SIZE, false))
-        .fold(0.0, f64::max);
-    let written = width >= room + 6.0 && height >= SMALL_SIZE + 4.0;
+    let texts = Texts::fit(map, page, (width, height));
     for (row, values) in map.values.iter().enumerate() {
-        for (column, &value) in values.iter().enumerate() {
+        for (column, value) in values.iter().enumerate() {
             // Edges between whole pixels, so that no seams shine through.
             let x = |column: usize| (area.left + width * column as f64).round();
             let y = |row: usize| (area.top + height * row as f64).round();
             let at = Rect::new(x(column), y(row), x(column + 1), y(row + 1));
-            let fill = viridis(scale.place(value));
+            let fill = viridis(scale.place(value.number));
             page.scene.rect(at, fill);
-            if written {
-                let (x, y) = at.middle();
-                let at = (x, (y + SMALL_SIZE * 0.36).round());
-                let text = Text::new(numbers.write(value), at, SMALL_SIZE, Anchor::Middle);
-                page.scene.text(text.colour(text_on(fill)));
-            }
+            texts.draw(&mut page.scene, value, at, text_on(fill));
         }
     }
     Ok(())
+}
+
+/// What is written into the cells.
+struct Texts {
+    alike: Alike,
+    numbers: bool,
+    ranges: bool,
+}
+
+const LEADING: f64 = 16.0;
+
+impl Texts {
+    /// Numbers if all cells have room for theirs, and ranges if all have room for both.
+    fn fit(map: &HeatMap, page: &Page<'_>, (width, height): (f64, f64)) -> Self {
+        let values = || map.values.iter().flatten();
+        let alike = Alike::of(values().flat_map(|value| {
+            let Extent { low, high } = value.extent();
+            [value.number, low, high]
+        }));
+        let fits = |text: String| page.fonts.width(&text, SMALL_SIZE, false) + 6.0 <= width;
+        let numbers =
+            height >= SMALL_SIZE + 4.0 && values().all(|value| fits(alike.write(value.number)));
+        let mut ranges = values().filter_map(|value| range(alike, value));
+        let ranges = numbers && height >= SMALL_SIZE + LEADING + 4.0 && ranges.all(fits);
+        Self {
+            alike,
+            numbers,
+            ranges,
+        }
+    }
+
+    fn draw(&self, scene: &mut Scene, value: &Value, cell: Rect, colour: Rgb) {
+        if !self.numbers {
+            return;
+        }
+        let mut lines = vec![self.alike.write(value.number)];
+        lines.extend(range(self.alike, value).filter(|_| self.ranges));
+        let (x, y) = cell.middle();
+        let first = y - LEADING * (lines.len() - 1) as f64 / 2.0;
+        for (row, line) in lines.into_iter().enumerate() {
+            let y = first + LEADING * row as f64 + SMALL_SIZE * 0.36;
+            let text = Text::new(line, (x, y.round()), SMALL_SIZE, Anchor::Middle);
+            scene.text(text.colour(colour));
+        }
+    }
+}
+
+fn range(alike: Alike, value: &Value) -> Option<String> {
+    let (low, high) = value.whisker?;
+    Some(format!("{} to {}", alike.write(low), alike.write(high)))
 }
 
 fn colour_bar(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale, ticks: &[Tick]) {

@@ -157,6 +157,20 @@ fn references() -> LineChart {
         .reference_x("best on the validation set", 320)
 }
 
+/// A map of means with their ranges.
+fn transfer() -> HeatMap {
+    let losses = [
+        [3.98, 4.469, 3.055],
+        [4.436, 4.125, 3.127],
+        [4.264, 4.295, 3.787],
+    ];
+    HeatMap::new("Losses of adapters", "tested on", "adapter")
+        .columns(["kjv", "hamlet", "sotu"])
+        .rows(["kjv", "hamlet", "cat"])
+        .values(losses.map(|row| row.map(|loss| seeds(loss, 0.04))))
+        .unit("loss (nats per token)")
+}
+
 /// One figure of each kind, and some difficult ones.
 fn figures() -> Vec<Figure> {
     [
@@ -172,6 +186,7 @@ fn figures() -> Vec<Figure> {
         bars().size(1200, 800).draw(),
         ranges().draw(),
         references().draw(),
+        transfer().draw(),
     ]
     .into_iter()
     .map(|figure| figure.unwrap())

@@ -88,7 +88,7 @@ impl Value {
         check.need(low <= self.number && self.number <= high, || {
             format!(
                 "the error of {} goes from {low:?} to {high:?}, not around its value {:?}: \
-                 give both ends as places on the y axis, not as distances",
+                 give both ends as values, not as distances",
                 whose(),
                 self.number
             )

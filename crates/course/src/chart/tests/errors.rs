@@ -404,3 +404,19 @@ fn upright_references_are_checked_like_the_others() {
         &["\"end\"", "rename"],
     );
 }
+
+#[test]
+fn a_cell_must_lie_in_its_range() {
+    let inside_out = Spread {
+        mean: 3.0,
+        low: 1.0,
+        high: 2.0,
+        n: 3,
+    };
+    let fine = seeds(1.0, 0.5);
+    let map = HeatMap::new("t", "x", "y").columns(["a", "b"]).rows(["c"]);
+    refuses(
+        map.values([[fine, inside_out]]).draw(),
+        &["row 0 (\"c\"), column 1 (\"b\")", "from 1.0 to 2.0", "3.0"],
+    );
+}

@@ -176,3 +176,13 @@ fn references_go_across_and_upright() {
         "the x axis reaches its reference"
     );
 }
+
+#[test]
+fn ranges_in_cells_appear_only_where_there_is_room() {
+    let has = |figure: &Figure, part: &str| boxes(figure).iter().any(|(t, ..)| t.contains(part));
+    let roomy = transfer().draw().unwrap();
+    assert!(has(&roomy, "3.98") && has(&roomy, "3.94 to 4.02"));
+    let tight = transfer().size(430, 300).draw().unwrap();
+    assert!(has(&tight, "3.98") && !has(&tight, "3.94 to 4.02"));
+    assert!(tight.describe().contains("3.98 (3.94 to 4.02)"));
+}

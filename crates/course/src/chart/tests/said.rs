@@ -156,3 +156,19 @@ Vertical reference line \"chosen rank\": at 512 on the horizontal axis.
 Vertical reference line \"half\": at 0.5 on the horizontal axis.";
     assert!(words.ends_with(ending), "{words}");
 }
+
+#[test]
+fn a_heat_map_with_ranges_in_words() {
+    let spread = |low: f64| Spread::of([low, low + 0.2]).unwrap();
+    let map = HeatMap::new("Loss", "test", "adapter")
+        .columns(["kjv", "sotu"])
+        .rows(["kjv", "sotu"])
+        .values([[spread(3.0), spread(4.0)], [spread(5.0), spread(2.0)]]);
+    let words = map.draw().unwrap().describe().to_string();
+    let ending = "\
+Cells: lowest 2.1 (2 to 2.2) in row sotu, column sotu; \
+highest 5.1 (5 to 5.2) in row sotu, column kjv.
+Row kjv: kjv 3.1 (3 to 3.2); sotu 4.1 (4 to 4.2).
+Row sotu: kjv 5.1 (5 to 5.2); sotu 2.1 (2 to 2.2).";
+    assert!(words.ends_with(ending), "{words}");
+}
