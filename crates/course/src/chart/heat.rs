@@ -9,7 +9,15 @@ use super::value::Value;
 use super::words::{MOST_READ, Words};
 use crate::error::Result;
 
-/// A grid of values as colours, dark for low and light for high.
+/// Where a diverging colour scale turns, and what lies on its two sides.
+#[derive(Debug, Clone)]
+pub(super) struct Diverging {
+    pub center: f64,
+    pub below: String,
+    pub above: String,
+}
+
+/// A grid of values as colours: dark for low and light for high, or diverging from a centre.
 ///
 /// ```
 /// use course::chart::HeatMap;
@@ -30,6 +38,7 @@ pub struct HeatMap {
     pub(super) rows: Vec<String>,
     pub(super) values: Vec<Vec<Value>>,
     pub(super) unit: Option<String>,
+    pub(super) diverging: Option<Diverging>,
     range: Option<(f64, f64)>,
 }
 
@@ -51,6 +60,7 @@ impl HeatMap {
             rows: Vec::new(),
             values: Vec::new(),
             unit: None,
+            diverging: None,
             range: None,
         }
     }
@@ -130,6 +140,34 @@ impl HeatMap {
         self
     }
 
+    /// Makes the colours diverge from near white at `center`: blue below it, orange above it, and
+    /// the darker the farther from it. `below` and `above` say what lies there, such as
+    /// `"worse"` and `"better"`.
+    ///
+    /// Both sides get the same range unless [`range`](Self::range) sets the ends; equally far
+    /// from the centre is always equally dark.
+    ///
+    /// ```
+    /// # use course::chart::HeatMap;
+    /// let map = HeatMap::new("t", "x", "y").columns(["a", "b"]).rows(["r"]).values([[-1, 2]]);
+    /// let words = map.diverging(0, "worse", "better").draw()?.describe().to_string();
+    /// assert!(words.contains("from −2 (blue) to 2 (orange), white at 0; below 0: worse"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn diverging(
+        mut self,
+        center: impl Into<f64>,
+        below: impl Into<String>,
+        above: impl Into<String>,
+    ) -> Self {
+        self.diverging = Some(Diverging {
+            center: center.into(),
+            below: below.into(),
+            above: above.into(),
+        });
+        self
+    }
+
     /// Adds a sentence to the description, for those who cannot see the figure.
     ///
     /// ```
@@ -162,8 +200,8 @@ impl HeatMap {
     ///
     /// [`Error::Chart`](crate::error::Error::Chart) names the row and what to do: no values,
     /// rows of different lengths, names that do not match, values that are not finite or all
-    /// equal, a range that does not rise, an empty text, a useless size, more cells than
-    /// pixels.
+    /// equal, a range that does not rise or misses the centre, an empty text, a useless size,
+    /// more cells than pixels.
     ///
     /// ```
     /// # use course::chart::HeatMap;
@@ -193,6 +231,16 @@ impl HeatMap {
         }
         if let Some(unit) = &self.unit {
             check.text("the unit", unit)?;
+        }
+        if let Some(Diverging {
+            center,
+            below,
+            above,
+        }) = &self.diverging
+        {
+            check.value(|| "the center of .diverging()".into(), *center, None)?;
+            check.text("what .diverging() calls values below its center", below)?;
+            check.text("what .diverging() calls values above its center", above)?;
         }
         self.validate_range()
     }
@@ -238,6 +286,7 @@ impl HeatMap {
 
     fn validate_range(&self) -> Result<Extent> {
         let check = self.common.check();
+        let center = self.diverging.as_ref().map(|d| d.center);
         if let Some((low, high)) = self.range {
             check.value(|| "the low end of .range()".into(), low, None)?;
             check.value(|| "the high end of .range()".into(), high, None)?;
@@ -246,9 +295,23 @@ impl HeatMap {
             })?;
             let range = Extent { low, high };
             check.range("the ends of .range()", range)?;
+            let inside = center.is_none_or(|center| low <= center && center <= high);
+            check.need(inside, || {
+                format!(
+                    "range({low:?}, {high:?}) leaves out the center of .diverging(): \
+                     give ends that enclose it"
+                )
+            })?;
             return Ok(range);
         }
-        let range = Extent::of(self.values.iter().flatten().map(|v| v.number));
+        let cells = Extent::of(self.values.iter().flatten().map(|v| v.number));
+        let range = match center {
+            Some(center) => {
+                let reach = (center - cells.low).max(cells.high - center);
+                Extent::of([center - reach, center + reach])
+            }
+            None => cells,
+        };
         check.need(!range.flat(), || {
             format!(
                 "every cell from row 0 (\"{}\") on is {:?}, which gives no colours: \
@@ -269,12 +332,22 @@ impl HeatMap {
             self.common.y_label.trim(),
             self.rows.len()
         ));
-        words.say(&format!(
-            "Colours: {} from {} (dark) to {} (light)",
-            self.unit.as_deref().unwrap_or("values"),
-            plain(range.low),
-            plain(range.high)
-        ));
+        let unit = self.unit.as_deref().unwrap_or("values");
+        let (low, high) = (plain(range.low), plain(range.high));
+        words.say(&match &self.diverging {
+            None => format!("Colours: {unit} from {low} (dark) to {high} (light)"),
+            Some(Diverging {
+                center,
+                below,
+                above,
+            }) => {
+                let (center, below, above) = (plain(*center), below.trim(), above.trim());
+                format!(
+                    "Colours: {unit} from {low} (blue) to {high} (orange), white at {center}; \
+                     below {center}: {below}, above {center}: {above}"
+                )
+            }
+        });
         let cells = || {
             let rows = self.values.iter().enumerate();
             rows.flat_map(|(r, row)| row.iter().enumerate().map(move |(c, v)| (r, c, *v)))

@@ -2,10 +2,10 @@
 
 use super::axis::Scale;
 use super::check::Extent;
-use super::colour::{AXIS, Rgb, text_on, viridis};
+use super::colour::{AXIS, INK, Rgb, diverging, text_on, viridis};
 use super::font::Fonts;
-use super::heat::HeatMap;
-use super::number::Alike;
+use super::heat::{Diverging, HeatMap};
+use super::number::{Alike, plain};
 use super::page::Page;
 use super::plot::{Along, frame};
 use super::scene::{Anchor, Rect, Scene, Text};
@@ -29,7 +29,8 @@ pub(super) fn scene(map: &HeatMap, range: Extent) -> Result<(Scene, &'static Fon
         .map(|t| page.fonts.width(&t.label, SMALL_SIZE, false))
         .fold(0.0, f64::max);
     let unit = if map.unit.is_some() { 24.0 } else { 4.0 };
-    let right = (BAR_GAP + BAR_WIDTH + 8.0 + tick_width + unit + 12.0).ceil();
+    let sides = if map.diverging.is_some() { 22.0 } else { 0.0 };
+    let right = (BAR_GAP + BAR_WIDTH + 8.0 + tick_width + sides + unit + 12.0).ceil();
     let across = Along::Names(&map.columns);
     let area = frame(&mut page, &across, &Along::Names(&map.rows), right)?;
     cells(map, &mut page, area, &scale)?;
@@ -53,12 +54,23 @@ fn cells(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale) -> Resul
             let x = |column: usize| (area.left + width * column as f64).round();
             let y = |row: usize| (area.top + height * row as f64).round();
             let at = Rect::new(x(column), y(row), x(column + 1), y(row + 1));
-            let fill = viridis(scale.place(value.number));
+            let fill = colour(map, scale, scale.place(value.number));
             page.scene.rect(at, fill);
             texts.draw(&mut page.scene, value, at, text_on(fill));
         }
     }
     Ok(())
+}
+
+/// The colour at a place of the colour bar, 0 at its lower end.
+fn colour(map: &HeatMap, scale: &Scale, place: f64) -> Rgb {
+    match &map.diverging {
+        None => viridis(place),
+        Some(Diverging { center, .. }) => {
+            let center = scale.place(*center);
+            diverging((place - center) / center.max(1.0 - center))
+        }
+    }
 }
 
 /// What is written into the cells.
@@ -118,7 +130,11 @@ fn colour_bar(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale, tic
     for i in 0..STEPS {
         let at = Rect::new(left, edge(i + 1), right, edge(i));
         page.scene
-            .rect(at, viridis((i as f64 + 0.5) / STEPS as f64));
+            .rect(at, colour(map, scale, (i as f64 + 0.5) / STEPS as f64));
+    }
+    if let Some(Diverging { center, .. }) = &map.diverging {
+        let y = area.bottom - scale.place(*center) * area.height();
+        page.scene.across(left - 3.0, right, y, INK);
     }
     let mut widest = 0.0_f64;
     for tick in ticks {
@@ -129,18 +145,40 @@ fn colour_bar(map: &HeatMap, page: &mut Page<'_>, area: Rect, scale: &Scale, tic
             .text(Text::new(&tick.label, at, SMALL_SIZE, Anchor::Start));
         widest = widest.max(page.fonts.width(&tick.label, SMALL_SIZE, false));
     }
-    if let Some(unit) = &map.unit {
-        let room = Room {
-            bold: false,
-            size: LABEL_SIZE,
-            smallest: LABEL_SIZE,
-            width: area.height(),
-            lines: 1,
-        };
-        let unit = cut(page.fonts, &one_line(unit), room);
-        let x = (right + 8.0 + widest + 8.0 + LABEL_SIZE * 0.8).round();
-        let at = (x, area.middle().1);
-        let text = Text::new(unit, at, LABEL_SIZE, Anchor::Middle);
+    let mut x = right + 8.0 + widest + 8.0 + LABEL_SIZE * 0.8;
+    let mut beside = |text: String| {
+        let at = (x.round(), area.middle().1);
+        let text = Text::new(text, at, LABEL_SIZE, Anchor::Middle);
         page.scene.text(text.turned());
+        x += 22.0;
+    };
+    let room = |width: f64| Room {
+        bold: false,
+        size: LABEL_SIZE,
+        smallest: LABEL_SIZE,
+        width,
+        lines: 1,
+    };
+    let fonts = page.fonts;
+    if let Some(Diverging {
+        center,
+        below,
+        above,
+    }) = &map.diverging
+    {
+        // It reads from bottom to top, as the colours rise.
+        let middle = format!(" ← {} → ", plain(*center));
+        let (below, above) = (one_line(below), one_line(above));
+        let whole = format!("{below}{middle}{above}");
+        if fonts.width(&whole, LABEL_SIZE, false) <= area.height() {
+            beside(whole);
+        } else {
+            let half = room((area.height() - fonts.width(&middle, LABEL_SIZE, false)) / 2.0);
+            let side = |text: &str| cut(fonts, text, half);
+            beside(format!("{}{middle}{}", side(&below), side(&above)));
+        }
+    }
+    if let Some(unit) = &map.unit {
+        beside(cut(fonts, &one_line(unit), room(area.height())));
     }
 }

@@ -157,7 +157,21 @@ fn references() -> LineChart {
         .reference_x("best on the validation set", 320)
 }
 
-/// A map of means with their ranges.
+/// A diverging map.
+fn changes() -> HeatMap {
+    let mut random = noise(7);
+    let values: Vec<Vec<f64>> = (0..5)
+        .map(|_| (0..7).map(|_| random() - 0.4).collect())
+        .collect();
+    HeatMap::new("What an adapter changes", "tested on", "trained on")
+        .columns(["kjv", "hamlet", "sotu", "law", "code", "news", "letters"])
+        .rows(["kjv", "hamlet", "sotu", "law", "code"])
+        .values(values)
+        .unit("change of the loss (nats per token)")
+        .diverging(0, "better", "worse")
+}
+
+/// A diverging map of means with their ranges.
 fn transfer() -> HeatMap {
     let losses = [
         [3.98, 4.469, 3.055],
@@ -169,6 +183,7 @@ fn transfer() -> HeatMap {
         .rows(["kjv", "hamlet", "cat"])
         .values(losses.map(|row| row.map(|loss| seeds(loss, 0.04))))
         .unit("loss (nats per token)")
+        .diverging(4.2, "better than the base", "worse")
 }
 
 /// One figure of each kind, and some difficult ones.
@@ -186,6 +201,7 @@ fn figures() -> Vec<Figure> {
         bars().size(1200, 800).draw(),
         ranges().draw(),
         references().draw(),
+        changes().draw(),
         transfer().draw(),
     ]
     .into_iter()

@@ -406,6 +406,37 @@ fn upright_references_are_checked_like_the_others() {
 }
 
 #[test]
+fn a_diverging_scale_needs_a_center_in_its_range() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        refuses(
+            heat().diverging(bad, "worse", "better").draw(),
+            &["center of .diverging()", &format!("{bad:?}")],
+        );
+    }
+    refuses(
+        heat().diverging(0, "", "better").draw(),
+        &[".diverging()", "below", "is empty"],
+    );
+    refuses(
+        heat().diverging(0, "worse", " ").draw(),
+        &[".diverging()", "above", "is empty"],
+    );
+    refuses(
+        heat().diverging(0, "worse", "better").range(0.1, 1).draw(),
+        &["range(0.1, 1.0)", "center", "enclose"],
+    );
+    let flat = HeatMap::new("t", "x", "y")
+        .columns(["a", "b"])
+        .rows(["c"])
+        .values([[7, 7]]);
+    refuses(
+        flat.clone().diverging(7, "worse", "better").draw(),
+        &["row 0 (\"c\")", "7.0", ".range("],
+    );
+    assert!(flat.diverging(6, "worse", "better").draw().is_ok());
+}
+
+#[test]
 fn a_cell_must_lie_in_its_range() {
     let inside_out = Spread {
         mean: 3.0,

@@ -178,6 +178,57 @@ fn references_go_across_and_upright() {
 }
 
 #[test]
+fn cells_equally_far_from_the_center_are_equally_dark() {
+    let map = |values: [[f64; 3]; 1]| {
+        HeatMap::new("t", "x", "y")
+            .columns(["a", "b", "c"])
+            .rows(["r"])
+            .values(values)
+    };
+    // The colours of three places in the three cells, clear of their numbers.
+    let cells = |map: HeatMap| {
+        let figure = map.draw().unwrap();
+        let (width, height, rgb) = output::decode(figure.png());
+        let row = height / 2 - 60;
+        let colour = |x: usize| {
+            let at = (row * width + x) * 3;
+            (rgb[at], rgb[at + 1], rgb[at + 2])
+        };
+        [120, 300, 520].map(colour)
+    };
+    let by = |map: HeatMap| map.diverging(4, "worse", "better");
+    let lowest = colour::diverging(-0.5);
+    let shown = cells(by(map([[3.0, 4.0, 6.0]])));
+    assert_eq!(
+        shown,
+        [lowest, colour::diverging(0.0), colour::diverging(1.0)]
+    );
+    let shown = cells(by(map([[3.0, 4.0, 6.0]])).range(3, 6));
+    assert_eq!(
+        shown[0], lowest,
+        "the ends of the range do not stretch one side"
+    );
+}
+
+#[test]
+fn the_center_is_named_beside_the_colour_bar() {
+    let said = |map: HeatMap| {
+        let figure = map.draw().unwrap();
+        let texts: Vec<String> = boxes(&figure).into_iter().map(|(text, ..)| text).collect();
+        texts.into_iter().find(|text| text.contains('←'))
+    };
+    assert_eq!(
+        said(changes()).unwrap(),
+        "better ← 0 → worse",
+        "from bottom to top"
+    );
+    assert_eq!(said(heat()), None);
+    let long = "a very long way of saying that it is not as good as it was before";
+    let cut = said(changes().diverging(0, long, "worse")).unwrap();
+    assert!(cut.contains('…') && cut.ends_with(" ← 0 → worse"), "{cut}");
+}
+
+#[test]
 fn ranges_in_cells_appear_only_where_there_is_room() {
     let has = |figure: &Figure, part: &str| boxes(figure).iter().any(|(t, ..)| t.contains(part));
     let roomy = transfer().draw().unwrap();

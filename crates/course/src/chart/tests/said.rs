@@ -158,6 +158,28 @@ Vertical reference line \"half\": at 0.5 on the horizontal axis.";
 }
 
 #[test]
+fn a_diverging_heat_map_in_words() {
+    let map = HeatMap::new("Change", "test", "adapter")
+        .columns(["kjv", "sotu"])
+        .rows(["kjv", "sotu"])
+        .values([[-0.5, 0.2], [0.1, -0.3]])
+        .unit("change of the loss")
+        .diverging(0, "better", "worse");
+    let expected = "\
+Heat map: Change.
+Columns: test, 2 in all; rows: adapter, 2 in all.
+Colours: change of the loss from −0.5 (blue) to 0.5 (orange), white at 0; \
+below 0: better, above 0: worse.
+Cells: lowest −0.5 in row kjv, column kjv; highest 0.2 in row kjv, column sotu.";
+    assert_eq!(map.clone().draw().unwrap().describe(), expected);
+    let words = map.range(-1, 0.5).draw().unwrap().describe().to_string();
+    assert!(
+        words.contains("from −1 (blue) to 0.5 (orange), white at 0;"),
+        "{words}"
+    );
+}
+
+#[test]
 fn a_heat_map_with_ranges_in_words() {
     let spread = |low: f64| Spread::of([low, low + 0.2]).unwrap();
     let map = HeatMap::new("Loss", "test", "adapter")
