@@ -222,3 +222,14 @@ pub(crate) fn adapter_dtype(base: DType) -> DType {
 pub(crate) fn filled(tensor: &Tensor) -> bool {
     tensor.dims().iter().all(|d| *d > 0)
 }
+
+/// Pairs as one A, row after row, and one B, number after number.
+pub(crate) fn stacked(pairs: &[(&Tensor, &Tensor)]) -> Result<(Tensor, Tensor)> {
+    if let [(a, b)] = *pairs {
+        return Ok((a.clone(), b.clone()));
+    }
+    let a: Vec<_> = pairs.iter().map(|(a, _)| *a).collect();
+    let b = pairs.iter().map(|(_, b)| b.flatten_all());
+    let b = b.collect::<candle_core::Result<Vec<_>>>()?;
+    Ok((Tensor::cat(&a, 0)?, Tensor::cat(&b, 0)?))
+}

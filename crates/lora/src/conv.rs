@@ -1,13 +1,11 @@
 //! The convolutions as bases.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Shape, Storage, Tensor, bail,
-};
-use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Module};
+use candle_core::Tensor;
+use candle_nn::{Conv1d, Conv2d};
 
 use crate::Result;
-use crate::base::{Keys, filled, sealed};
+use crate::base::{Keys, filled, sealed, stacked};
+use crate::ops::{self, How, Share};
 
 /// A [`candle_nn::Conv1d`] with trainable low-rank updates beside it.
 ///
@@ -75,7 +73,7 @@ pub type LoraConv2d = crate::LoraLayer<Conv2d>;
 
 /// One convolution: the rank of its tensors and how to build and describe it.
 macro_rules! convolution {
-    ($conv:ident, $config:ident, $layer:literal, $rank:literal, $weight:literal,
+    ($conv:ident, $layer:literal, $rank:literal, $weight:literal,
      $input:literal) => {
         impl sealed::Base for $conv {
             const LAYER: &'static str = $layer;
@@ -150,7 +148,6 @@ macro_rules! convolution {
             }
 
             fn flat(&self, x: &Tensor) -> Result<Tensor> {
-                // candle's convolution and its gradient want their input in one piece.
                 Ok(x.contiguous()?)
             }
 
@@ -163,11 +160,19 @@ macro_rules! convolution {
             }
 
             fn forward(&self, x: &Tensor) -> Result<Tensor> {
-                let y = product(self, x)?;
-                match $conv::bias(self) {
-                    Some(bias) => Ok(y.broadcast_add(&self.over_output(bias)?)?),
-                    None => Ok(y),
-                }
+                let (weight, bias) = ($conv::weight(self), $conv::bias(self));
+                ops::convolution(x, weight, bias, self.config().into())
+            }
+
+            fn with_shares(
+                &self,
+                x: &Tensor,
+                pairs: &[(&Tensor, &Tensor)],
+                shares: Vec<Share>,
+            ) -> Result<Option<Tensor>> {
+                let (a, b) = stacked(pairs)?;
+                let (weight, bias) = ($conv::weight(self), $conv::bias(self));
+                ops::convolution_shares(x, weight, bias, &a, &b, shares, self.config().into())
             }
 
             fn a_shape(&self, r: usize) -> Vec<usize> {
@@ -184,19 +189,11 @@ macro_rules! convolution {
             }
 
             fn down(&self, x: &Tensor, a: &Tensor) -> Result<Tensor> {
-                let thin = $config {
-                    groups: 1,
-                    ..*self.config()
-                };
-                product(&$conv::new(a.clone(), None, thin), x)
+                ops::convolution(x, a, None, How::from(self.config()).down())
             }
 
             fn up(&self, h: &Tensor, b: &Tensor) -> Result<Tensor> {
-                let point = $config {
-                    groups: self.groups(),
-                    ..Default::default()
-                };
-                product(&$conv::new(b.clone(), None, point), h)
+                ops::convolution(h, b, None, How::from(self.config()).up())
             }
 
             fn to_weight_layout(&self, product: Tensor) -> Result<Tensor> {
@@ -211,30 +208,11 @@ macro_rules! convolution {
                 Ok(v.reshape(self.magnitude_shape())?)
             }
         }
-
-        impl Convolution for $conv {
-            fn computed(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-                let bare = $conv::new(w.clone(), None, *self.config());
-                Ok(Module::forward(&bare, x)?)
-            }
-
-            fn graph(&self, y: Tensor) -> Graph {
-                let config = self.config();
-                Graph {
-                    y,
-                    stride: config.stride,
-                    padding: config.padding,
-                    dilation: config.dilation,
-                    groups: config.groups,
-                }
-            }
-        }
     };
 }
 
 convolution!(
     Conv1d,
-    Conv1dConfig,
     "LoraConv1d",
     3,
     "[out, in / groups, kernel] with sizes at least 1, out a multiple of groups, stride and \
@@ -243,164 +221,9 @@ convolution!(
 );
 convolution!(
     Conv2d,
-    Conv2dConfig,
     "LoraConv2d",
     4,
     "[out, in / groups, kernel, kernel] with sizes at least 1, out a multiple of groups, stride \
      and dilation at least 1 and, like the padding, below 2^32",
     "it must be [batch, {}, height, width]"
 );
-
-trait Convolution: sealed::Base {
-    /// The convolution of two plain tensors, without the bias.
-    fn computed(&self, x: &Tensor, w: &Tensor) -> Result<Tensor>;
-    fn graph(&self, y: Tensor) -> Graph;
-}
-
-/// The convolution without its bias, with a gradient that is right.
-fn product<C: Convolution>(conv: &C, x: &Tensor) -> Result<Tensor> {
-    // On the CPU candle's Conv1d computes something else with a kernel that is not in one piece.
-    let (x, w) = (x.contiguous()?, conv.weight().contiguous()?);
-    let y = conv.computed(&x.detach(), &w.detach())?;
-    if x.track_op() || w.track_op() {
-        Ok(x.apply_op2(&w, conv.graph(y))?)
-    } else {
-        Ok(y)
-    }
-}
-
-/// A convolution that candle has computed, as a node of the graph.
-///
-/// candle 0.11.1's own gradients cannot be used: on the CPU Conv1d's are wrong for a batch above
-/// 1 (the kernel's always, the input's without padding and dilation); Conv2d's fail where height
-/// and width leave different remainders of the stride; both overflow for an input shorter than the
-/// padding. They also compute the gradient of a frozen kernel, at the cost of the forward pass.
-struct Graph {
-    y: Tensor,
-    stride: usize,
-    padding: usize,
-    dilation: usize,
-    groups: usize,
-}
-
-impl Graph {
-    /// The transposed convolution, cut to the input's sizes `dims`.
-    fn input_gradient(
-        &self,
-        g: &Tensor,
-        w: &Tensor,
-        dims: &[usize],
-    ) -> candle_core::Result<Tensor> {
-        let (s, p, d) = (self.stride, self.padding, self.dilation);
-        let left = (2..dims.len()).map(|i| {
-            let reached = (g.dims()[i] - 1) * s + (w.dims()[i] - 1) * d + 1;
-            dims[i] + 2 * p - reached
-        });
-        // One more than needed: with no padding of any kind candle's transposed Conv1d mixes up
-        // the batch on the CPU.
-        let extra = left.max().unwrap_or(0) + 1;
-        let mut whole = match dims.len() {
-            3 => g.conv_transpose1d(w, 0, extra, s, d, 1)?,
-            _ => g.conv_transpose2d(w, 0, extra, s, d)?,
-        };
-        for (i, size) in dims.iter().enumerate().skip(2) {
-            whole = whole.narrow(i, p, *size)?;
-        }
-        whole.contiguous()
-    }
-
-    /// The input convolved with the output's gradient, stride and dilation exchanged.
-    fn kernel_gradient(
-        &self,
-        g: &Tensor,
-        x: &Tensor,
-        dims: &[usize],
-    ) -> candle_core::Result<Tensor> {
-        let (s, p, d) = (self.stride, self.padding, self.dilation);
-        let turned = |t: &Tensor| t.transpose(0, 1)?.contiguous();
-        let (x, g) = (turned(x)?, turned(g)?);
-        let mut whole = match dims.len() {
-            3 => x.conv1d(&g, p, d, s, 1)?,
-            _ => x.conv2d(&g, p, d, s, 1)?,
-        };
-        for (i, size) in dims.iter().enumerate().skip(2) {
-            whole = whole.narrow(i, 0, *size)?;
-        }
-        turned(&whole)
-    }
-}
-
-impl CustomOp2 for Graph {
-    fn name(&self) -> &'static str {
-        "convolution"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.y.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(y) => Ok((y.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("a convolution on the CPU whose output is elsewhere"),
-        }
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.y.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(y) => Ok((y.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("a convolution on CUDA whose output is elsewhere"),
-        }
-    }
-
-    fn metal_fwd(
-        &self,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(MetalStorage, Shape)> {
-        let (storage, layout) = self.y.storage_and_layout();
-        match &*storage {
-            Storage::Metal(y) => Ok((y.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("a convolution on Metal whose output is elsewhere"),
-        }
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (need_x, need_w) = (x.track_op(), w.track_op());
-        let (x, w) = (x.detach(), w.detach());
-        let (mut gx, mut gw) = (vec![], vec![]);
-        let parts = |t: &Tensor, dim| t.contiguous()?.chunk(self.groups, dim);
-        for ((x, w), g) in parts(&x, 1)?.iter().zip(parts(&w, 0)?).zip(parts(g, 1)?) {
-            let (w, g) = (w.contiguous()?, g.contiguous()?);
-            if need_x {
-                gx.push(self.input_gradient(&g, &w, x.dims())?);
-            }
-            if need_w {
-                gw.push(self.kernel_gradient(&g, x, w.dims())?);
-            }
-        }
-        let joined = |parts: Vec<Tensor>, dim| match parts.is_empty() {
-            true => Ok(None),
-            false => Tensor::cat(&parts, dim).map(Some),
-        };
-        Ok((joined(gx, 1)?, joined(gw, 0)?))
-    }
-}

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::Linear;
 
 use crate::Result;
-use crate::base::{Keys, filled, sealed};
+use crate::base::{Keys, filled, sealed, stacked};
 use crate::ops::{self, Share, lora_shares};
 
 /// A [`candle_nn::Linear`] with trainable low-rank updates beside it.
@@ -115,16 +115,8 @@ impl sealed::Base for Linear {
         shares: Vec<Share>,
     ) -> Result<Option<Tensor>> {
         let (weight, bias) = (Linear::weight(self), Linear::bias(self));
-        match pairs {
-            [(a, b)] => lora_shares(x, weight, bias, a, b, shares),
-            _ => {
-                let a: Vec<_> = pairs.iter().map(|(a, _)| *a).collect();
-                let b = pairs.iter().map(|(_, b)| b.flatten_all());
-                let b = b.collect::<candle_core::Result<Vec<_>>>()?;
-                let (a, b) = (Tensor::cat(&a, 0)?, Tensor::cat(&b, 0)?);
-                lora_shares(x, weight, bias, &a, &b, shares)
-            }
-        }
+        let (a, b) = stacked(pairs)?;
+        lora_shares(x, weight, bias, &a, &b, shares)
     }
 
     fn a_shape(&self, r: usize) -> Vec<usize> {

@@ -14,6 +14,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod convolution;
 mod cpu;
 mod cross_entropy;
 mod gradient;
@@ -28,6 +29,8 @@ pub use activation::{gelu, gelu_erf, silu, swiglu};
 pub(crate) use adamw::Moments;
 pub use attention::{AttentionMask, attention, packed_attention};
 pub(crate) use attention::{attention_with_weights, flat_attention, flat_packed_attention};
+pub(crate) use convolution::{How, convolution, convolution_shares};
+pub use convolution::{conv1d, conv2d, lora_conv2d};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy};
 pub(crate) use gradient::{plus_scaled, scaled, square_norms};
 pub(crate) use linear::{Share, lora_shares};
