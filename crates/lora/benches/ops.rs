@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use candle_core::{D, Device, Result, Tensor, Var};
+use candle_nn::Conv2dConfig;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lora::ops;
 
@@ -41,6 +42,9 @@ fn measure(c: &mut Criterion, name: &str, inputs: &[Tensor], ours: Op<'_>, compo
 
 fn activations(c: &mut Criterion) {
     let x = [random(&[256, 3072])];
+    measure(c, "relu 256x3072", &x, &|x| Ok(ops::relu(&x[0])?), &|x| {
+        x[0].relu()
+    });
     measure(c, "gelu 256x3072", &x, &|x| Ok(ops::gelu(&x[0])?), &|x| {
         x[0].gelu()
     });
@@ -160,6 +164,43 @@ fn linears(c: &mut Criterion) {
     });
 }
 
+fn convolutions(c: &mut Criterion) {
+    let config = Conv2dConfig {
+        padding: 1,
+        ..Default::default()
+    };
+    // As the lessons' network has them, and as a larger one has.
+    for (batch, inputs, outputs, side) in [(16, 16, 32, 14), (4, 64, 64, 28)] {
+        let w = random(&[outputs, inputs, 3, 3]);
+        let size = format!("{batch}x{inputs}x{side}x{side}-{outputs}");
+        let all = [
+            random(&[batch, inputs, side, side]),
+            random(&[4, inputs, 3, 3]),
+            random(&[outputs, 4, 1, 1]),
+        ];
+        let ours: Op<'_> = &|t| {
+            Ok(ops::lora_conv2d(
+                &t[0], &w, None, &t[1], &t[2], 2.0, &config,
+            )?)
+        };
+        let name = format!("lora_conv2d {size}, r 4");
+        measure(c, &name, &all, ours, &|t| {
+            let h = t[0].conv2d(&t[1], 1, 1, 1, 1)?;
+            t[0].conv2d(&w, 1, 1, 1, 1)? + (h.conv2d(&t[2], 0, 1, 1, 1)? * 2.0)?
+        });
+        let all = [all[0].clone(), w.clone()];
+        let ours: Op<'_> = &|t| Ok(ops::conv2d(&t[0], &t[1], None, &config)?);
+        measure(c, &format!("conv2d {size}, trained"), &all, ours, &|t| {
+            t[0].conv2d(&t[1], 1, 1, 1, 1)
+        });
+    }
+    let x = [random(&[16, 16, 28, 28])];
+    let ours: Op<'_> = &|x| Ok(ops::avg_pool2d(&x[0], 2)?);
+    measure(c, "avg_pool2d 16x16x28x28", &x, ours, &|x| {
+        x[0].avg_pool2d(2)
+    });
+}
+
 fn quick() -> Criterion {
     // As a training run should: or the system's clearing of new memory is most of what is measured.
     lora::tune_process();
@@ -172,6 +213,6 @@ fn quick() -> Criterion {
 criterion_group! {
     name = benches;
     config = quick();
-    targets = linears, activations, norms, softmaxes, ropes, losses
+    targets = linears, convolutions, activations, norms, softmaxes, ropes, losses
 }
 criterion_main!(benches);

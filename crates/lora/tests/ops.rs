@@ -8,6 +8,8 @@ mod activation;
 mod attention;
 #[path = "ops/common.rs"]
 mod common;
+#[path = "ops/convolution.rs"]
+mod convolution;
 #[path = "ops/linear.rs"]
 mod linear;
 #[path = "ops/loss.rs"]

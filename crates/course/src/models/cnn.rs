@@ -159,12 +159,12 @@ impl Cnn {
     ///
     /// Images of another size.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        let h = self.conv1.forward_t(images, train)?.relu()?;
-        let h = h.avg_pool2d(2)?;
-        let h = self.conv2.forward_t(&h, train)?.relu()?;
-        let h = h.avg_pool2d(2)?;
-        let h = self.conv3.forward_t(&h, train)?.relu()?;
-        let h = self.fc.forward_t(&h.flatten_from(1)?, train)?.relu()?;
+        let h = ops::relu(&self.conv1.forward_t(images, train)?)?;
+        let h = ops::avg_pool2d(&h, 2)?;
+        let h = ops::relu(&self.conv2.forward_t(&h, train)?)?;
+        let h = ops::avg_pool2d(&h, 2)?;
+        let h = ops::relu(&self.conv3.forward_t(&h, train)?)?;
+        let h = ops::relu(&self.fc.forward_t(&h.flatten_from(1)?, train)?)?;
         Ok(self.head.forward_t(&h, train)?)
     }
 

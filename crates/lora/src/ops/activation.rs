@@ -1,4 +1,4 @@
-//! GELU, SiLU and SwiGLU.
+//! ReLU, GELU, SiLU and SwiGLU.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -11,6 +11,34 @@ use super::cpu::{
 };
 use super::{check_alike, refuse, wide};
 use crate::Result;
+
+/// ReLU: y = max(x, 0). The slope at 0 is 1, as candle has it; NaN stays.
+///
+/// # Shapes
+///
+/// Any; y has x's.
+///
+/// # Errors
+///
+/// [`Error::Operation`](crate::Error::Operation) when x holds no floating-point numbers.
+///
+/// Source: Glorot et al. 2011, "Deep sparse rectifier neural networks", section 3.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use lora::ops::relu;
+///
+/// let x = Var::new(&[-2f32, 0., 3.], &Device::Cpu)?;
+/// let y = relu(&x)?;
+/// assert_eq!(y.to_vec1::<f32>()?, [0., 0., 3.]);
+///
+/// let slope = y.sum_all()?.backward()?.get(&x).unwrap().to_vec1::<f32>()?;
+/// assert_eq!(slope, [0., 1., 1.]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    apply::<Relu>(x)
+}
 
 /// GELU in its tanh form: y = ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), GPT-2's `gelu_new`.
 ///
@@ -209,6 +237,27 @@ trait Curve: Send + Sync + 'static {
     fn slope<T: Normal>(x: T) -> T;
     /// The function from candle's operations.
     fn composed(x: &Tensor) -> candle_core::Result<Tensor>;
+}
+
+struct Relu;
+
+impl Curve for Relu {
+    const NAME: &'static str = "relu";
+
+    #[inline(always)]
+    fn value<T: Normal>(x: T) -> T {
+        if x < T::zero() { T::zero() } else { x }
+    }
+
+    #[inline(always)]
+    fn slope<T: Normal>(x: T) -> T {
+        let above = if x >= T::zero() { T::one() } else { x };
+        if x < T::zero() { T::zero() } else { above }
+    }
+
+    fn composed(x: &Tensor) -> candle_core::Result<Tensor> {
+        x.relu()
+    }
 }
 
 struct Gelu;

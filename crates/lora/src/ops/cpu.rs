@@ -63,7 +63,7 @@ impl Real for f64 {
 /// Whether candle keeps the graph of a backward pass, for derivatives of derivatives.
 ///
 /// candle reads the variable once in each thread and so does this.
-fn second_order() -> bool {
+pub(super) fn second_order() -> bool {
     thread_local! {
         static KEPT: bool = std::env::var("CANDLE_GRAD_DO_NOT_DETACH")
             .is_ok_and(|value| !value.is_empty() && value != "0");

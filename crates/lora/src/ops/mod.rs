@@ -22,10 +22,11 @@ mod linear;
 mod linear_cross_entropy;
 mod mse;
 mod norm;
+mod pool;
 mod rope;
 mod softmax;
 
-pub use activation::{gelu, gelu_erf, silu, swiglu};
+pub use activation::{gelu, gelu_erf, relu, silu, swiglu};
 pub(crate) use adamw::Moments;
 pub use attention::{AttentionMask, attention, packed_attention};
 pub(crate) use attention::{attention_with_weights, flat_attention, flat_packed_attention};
@@ -38,6 +39,7 @@ pub use linear::{linear, lora_linear};
 pub use linear_cross_entropy::linear_cross_entropy;
 pub use mse::mse_loss;
 pub use norm::{layer_norm, rms_norm};
+pub use pool::avg_pool2d;
 pub use rope::rope;
 pub use softmax::{causal_softmax, softmax_last_dim};
 

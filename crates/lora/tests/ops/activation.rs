@@ -1,5 +1,5 @@
 use candle_core::{DType, Result, Tensor};
-use lora::ops::{gelu, gelu_erf, silu, swiglu};
+use lora::ops::{gelu, gelu_erf, relu, silu, swiglu};
 
 use super::common::{
     CPU, Ours, Plain, SIZES, check, differences, only_what_is_tracked, random, refused, run,
@@ -19,7 +19,8 @@ fn plain_silu(x: &Tensor) -> Result<Tensor> {
     x / (x.neg()?.exp()? + 1.0)?
 }
 
-const CURVES: [(&str, Ours<'static>, Plain<'static>); 3] = [
+const CURVES: [(&str, Ours<'static>, Plain<'static>); 4] = [
+    ("relu", &|x| relu(&x[0]), &|x| x[0].relu()),
     ("gelu", &|x| gelu(&x[0]), &|x| plain_gelu(&x[0])),
     ("gelu_erf", &|x| gelu_erf(&x[0]), &|x| plain_gelu_erf(&x[0])),
     ("silu", &|x| silu(&x[0]), &|x| plain_silu(&x[0])),
@@ -105,6 +106,10 @@ fn curves_stand_extremes() {
         let (y, slope) = curve(ours, &at);
         for ((&x, y), slope) in at.iter().zip(y).zip(slope) {
             let x = f64::from(x);
+            if name == "relu" {
+                assert_eq!((y, slope), (x.max(0.0), f64::from(x >= 0.0)), "at {x}");
+                continue;
+            }
             // All three are 0 far below and x far above; silu comes near last.
             let (far, near) = (x.abs() >= 20.0, if name == "silu" { 1e-6 } else { 1e-30 });
             if far {
@@ -177,6 +182,7 @@ fn activations_refuse_by_name() {
     refused(gelu(&ids), &["gelu", "[2]", "U32", "floating"]);
     refused(gelu_erf(&ids), &["gelu_erf"]);
     refused(silu(&ids), &["silu"]);
+    refused(relu(&ids), &["relu"]);
     let (a, b) = (random(&[2, 3], 1.0, 1), random(&[3], 1.0, 1));
     refused(
         swiglu(&a, &b),

@@ -151,7 +151,12 @@ pub fn differences(name: &str, inputs: &[Tensor], ours: Ours<'_>) {
 
 /// Each input gets a gradient where it is tracked, the same whatever else is, and none elsewhere.
 pub fn only_what_is_tracked(name: &str, inputs: &[Tensor], ours: Ours<'_>) {
-    for dtype in [DType::F32, DType::F64, DType::BF16] {
+    let types = [DType::F32, DType::F64, DType::BF16];
+    only_what_is_tracked_in(&types, name, inputs, ours);
+}
+
+pub fn only_what_is_tracked_in(types: &[DType], name: &str, inputs: &[Tensor], ours: Ours<'_>) {
+    for &dtype in types {
         let inputs: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
         let (_, all) = run(ours, &inputs, &vec![true; inputs.len()]);
         for mask in 1..1 << inputs.len() {

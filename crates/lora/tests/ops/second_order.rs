@@ -1,7 +1,9 @@
 use candle_core::{Tensor, Var};
+use candle_nn::{Conv1dConfig, Conv2dConfig};
 use lora::ops::{
-    AttentionMask, attention, causal_softmax, cross_entropy, gelu, gelu_erf, layer_norm, linear,
-    linear_cross_entropy, lora_linear, mse_loss, rms_norm, rope, silu, softmax_last_dim, swiglu,
+    AttentionMask, attention, avg_pool2d, causal_softmax, conv1d, cross_entropy, gelu, gelu_erf,
+    layer_norm, linear, linear_cross_entropy, lora_conv2d, lora_linear, mse_loss, relu, rms_norm,
+    rope, silu, softmax_last_dim, swiglu,
 };
 
 use super::common::{CPU, Ours, gap, random, values};
@@ -20,11 +22,33 @@ fn derivatives_of_derivatives() {
 }
 
 fn operations() -> Vec<(&'static str, Vec<usize>, Ours<'static>)> {
-    let ours: [(_, _, Ours<'static>); 17] = [
+    let ours: [(_, _, Ours<'static>); 21] = [
         ("gelu", vec![2, 5], &|x| gelu(&x[0])),
         ("gelu_erf", vec![2, 5], &|x| gelu_erf(&x[0])),
         ("silu", vec![2, 5], &|x| silu(&x[0])),
         ("swiglu", vec![2, 5], &|x| swiglu(&x[0], &x[0])),
+        ("relu", vec![2, 5], &|x| relu(&x[0])),
+        ("avg_pool2d", vec![2, 3, 5], &|x| avg_pool2d(&x[0], 2)),
+        ("conv1d that trains", vec![4, 2, 3], &|x| {
+            let config = Conv1dConfig {
+                padding: 1,
+                groups: 2,
+                ..Default::default()
+            };
+            let x = &x[0];
+            conv1d(&Tensor::cat(&[x, x], 1)?, x, Some(&x.sum((1, 2))?), &config)
+        }),
+        // Of third degree in x too, with places that the kernel leaves out.
+        ("lora_conv2d", vec![2, 2, 2, 2], &|x| {
+            let config = Conv2dConfig {
+                padding: 1,
+                stride: 2,
+                ..Default::default()
+            };
+            let (w, b) = (random(&[3, 2, 2, 2], 1.0, 1), random(&[1, 2, 1, 1], 1.0, 2));
+            let b = Tensor::cat(&[&x[0].narrow(2, 0, 1)?.narrow(3, 1, 1)?, &b], 0)?;
+            lora_conv2d(&x[0], &w, None, &x[0], &b, 0.5, &config)
+        }),
         ("rms_norm", vec![2, 5], &|x| {
             rms_norm(&x[0], &random(&[5], 1.0, 1), 1e-3)
         }),

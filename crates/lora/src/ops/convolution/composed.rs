@@ -6,6 +6,7 @@ use candle_core::{
 };
 
 use super::How;
+use super::patches::Sizes;
 
 /// The convolution of contiguous tensors, without a bias.
 pub(super) fn convolution(x: &Tensor, w: &Tensor, how: How) -> Result<Tensor> {
@@ -26,6 +27,28 @@ pub(super) fn convolution(x: &Tensor, w: &Tensor, how: How) -> Result<Tensor> {
     } else {
         Ok(y)
     }
+}
+
+/// The same of operations whose gradients have gradients.
+pub(super) fn looked_up(x: &Tensor, w: &Tensor, sizes: &Sizes) -> Result<Tensor> {
+    let &Sizes {
+        batch,
+        inputs,
+        out,
+        groups,
+        input: [height, width],
+        ..
+    } = sizes;
+    let ([rows, columns], patch) = (sizes.padding(), sizes.patch() / groups);
+    let shape = sizes.output_shape(x.rank());
+    let x = x.reshape((batch, inputs, height, width))?;
+    let x = x.pad_with_zeros(2, rows, rows)?;
+    let x = x.pad_with_zeros(3, columns, columns)?.flatten_from(2)?;
+    let patches = x.index_select(&Tensor::new(sizes.seen(), x.device())?, 2)?;
+    let patches = patches.reshape((batch, groups, patch, sizes.places()))?;
+    let w = w.reshape((1, groups, out / groups, patch))?;
+    let y = w.broadcast_matmul(&patches)?;
+    y.reshape(shape)
 }
 
 /// A convolution that candle has computed, as a node of the graph.

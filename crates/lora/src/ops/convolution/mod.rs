@@ -13,7 +13,7 @@ use candle_nn::{Conv1dConfig, Conv2dConfig};
 
 use self::pass::{Pass, Wanted};
 use self::patches::Sizes;
-use super::cpu::{Real, for_real, one_pass, read, slice, stored, tensor};
+use super::cpu::{Real, for_real, one_pass, read, second_order, slice, stored, tensor};
 use super::{Share, check_alike, given};
 use crate::{Error, Result};
 
@@ -178,20 +178,18 @@ pub fn lora_conv2d(
 ) -> Result<Tensor> {
     let how: How = config.into();
     let sizes = checked("lora_conv2d", x, weight, bias, how, 4)?;
-    let r = lora_a.dims()[0];
-    let mut dims = [
-        weight.dims().to_vec(),
-        vec![sizes.out, r / how.groups, 1, 1],
-    ];
-    (dims[0][0], dims[0][1]) = (r, sizes.inputs);
-    let fits = lora_a.dims() == dims[0] && lora_b.dims() == dims[1] && r.is_multiple_of(how.groups);
+    let r = lora_a.dims().first().copied().unwrap_or(0);
+    let [kh, kw] = sizes.kernel;
+    let fits = r.is_multiple_of(how.groups)
+        && lora_a.dims() == [r, sizes.inputs, kh, kw]
+        && lora_b.dims() == [sizes.out, r / how.groups, 1, 1];
     if !fits || lora_a.dtype() != lora_b.dtype() {
         return Err(Error::Operation {
             op: "lora_conv2d",
             given: given(&[("W", weight), ("A", lora_a), ("B", lora_b)]),
             wants: format!(
-                "A must be [r, {}, {}, {}] and B [{}, r / {}, 1, 1], of one type",
-                sizes.inputs, sizes.kernel[0], sizes.kernel[1], sizes.out, how.groups
+                "A must be [r, {}, {kh}, {kw}] and B [{}, r / {}, 1, 1], of one type",
+                sizes.inputs, sizes.out, how.groups
             ),
         });
     }
@@ -263,7 +261,10 @@ pub(crate) fn convolution(
 ) -> Result<Tensor> {
     let (x, w) = (x.contiguous()?, weight.contiguous()?);
     if !one_pass(&[&x, &w]) {
-        let y = composed::convolution(&x, &w, how)?;
+        let y = match second_order() {
+            true => composed::looked_up(&x, &w, &fitting(&x, &w, how)?)?,
+            false => composed::convolution(&x, &w, how)?,
+        };
         return match bias {
             Some(bias) => {
                 let mut dims = vec![1; x.rank()];
@@ -329,14 +330,6 @@ fn fitting(x: &Tensor, w: &Tensor, how: How) -> candle_core::Result<Sizes> {
     }
 }
 
-fn output_shape(sizes: &Sizes, x: &Layout) -> Shape {
-    let [height, width] = sizes.output;
-    match x.dims().len() {
-        3 => Shape::from((sizes.batch, sizes.out, width)),
-        _ => Shape::from((sizes.batch, sizes.out, height, width)),
-    }
-}
-
 /// The gradient of `like`, where there is one.
 fn shaped<T: Real>(
     wanted: bool,
@@ -365,7 +358,7 @@ impl Plain {
         for_real!(x, T => {
             let bias = bias.map(|(b, layout)| slice::<T>(b, layout)).transpose()?;
             let pass = Pass::plain(self.0, slice(x, x_layout)?, slice(w, w_layout)?);
-            Ok((stored(pass.forward(bias).0), output_shape(&self.0, x_layout)))
+            Ok((stored(pass.forward(bias).0), self.0.output_shape(x_layout.dims().len()).into()))
         })
     }
 
@@ -505,7 +498,10 @@ impl<T: Real> CustomOp3 for Lora<T> {
             None => Ok(pass.forward(None)),
         })?;
         let _ = self.thin.set(thin);
-        Ok((stored(y), output_shape(&self.sizes, x_layout)))
+        Ok((
+            stored(y),
+            self.sizes.output_shape(x_layout.dims().len()).into(),
+        ))
     }
 
     fn bwd(

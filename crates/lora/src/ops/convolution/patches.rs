@@ -98,6 +98,35 @@ impl Sizes {
         self.inputs * self.kernel[0] * self.kernel[1]
     }
 
+    /// The output's shape for an input of `rank` dimensions.
+    pub fn output_shape(&self, rank: usize) -> Vec<usize> {
+        let [height, width] = self.output;
+        match rank {
+            3 => vec![self.batch, self.out, width],
+            _ => vec![self.batch, self.out, height, width],
+        }
+    }
+
+    /// Zeros on each side of rows and of columns.
+    pub fn padding(&self) -> [usize; 2] {
+        self.padding
+    }
+
+    /// Which number of a padded channel each place of its part of a patch sees: (kh · kw, oh · ow).
+    pub fn seen(&self) -> Vec<u32> {
+        let ([kh, kw], [height, width]) = (self.kernel, self.output);
+        let padded = self.input[1] + 2 * self.padding[1];
+        let pairs = |a: usize, b: usize| (0..a).flat_map(move |i| (0..b).map(move |j| (i, j)));
+        let (stride, dilation) = (self.stride, self.dilation);
+        let seen = pairs(kh, kw).flat_map(|(ky, kx)| {
+            pairs(height, width).map(move |(y, x)| {
+                let row = y * stride + ky * dilation;
+                (row * padded + x * stride + kx * dilation) as u32
+            })
+        });
+        seen.collect()
+    }
+
     /// Whether the image is its own matrix of patches.
     pub fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == 1 && self.padding == [0, 0]
@@ -219,11 +248,10 @@ pub(super) fn unfold<T: Real>(
     let ([kh, kw], [_, input]) = (sizes.kernel, sizes.input);
     let (wide, n) = (strip.images.len() * width, strip.columns(sizes));
     // One row of the output of all images, from row `y` of the padded input.
-    let seen = |line: &mut [T], channel: usize, kx: usize, y: usize| {
+    let seen = |line: &mut [T], channel: usize, (span, from): &(Range<usize>, usize), y: usize| {
         let Some(y) = sizes.input_row(y) else {
             return line.fill(T::zero());
         };
-        let (span, from) = sizes.span(kx);
         for (image, row) in strip.images.clone().zip(line.chunks_exact_mut(width)) {
             let at = (image * sizes.inputs + channel) * pixels + y * input + from;
             row[..span.start].fill(T::zero());
@@ -247,10 +275,11 @@ pub(super) fn unfold<T: Real>(
     }
     for channel in 0..sizes.inputs {
         for kx in 0..kw {
+            let span = sizes.span(kx);
             let row = |ky: usize| ((channel * kh + ky) * kw + kx) * n;
             if sizes.rows_overlap() {
                 for (at, line) in lines.chunks_exact_mut(wide).enumerate() {
-                    seen(line, channel, kx, strip.rows.start + at);
+                    seen(line, channel, &span, strip.rows.start + at);
                 }
                 for ky in 0..kh {
                     patches[row(ky)..][..n].copy_from_slice(&lines[ky * wide..][..n]);
@@ -260,7 +289,7 @@ pub(super) fn unfold<T: Real>(
             for ky in 0..kh {
                 let lines = patches[row(ky)..][..n].chunks_exact_mut(wide);
                 for (y, line) in strip.rows.clone().zip(lines) {
-                    seen(line, channel, kx, y * sizes.stride + ky * sizes.dilation);
+                    seen(line, channel, &span, y * sizes.stride + ky * sizes.dilation);
                 }
             }
         }
@@ -291,11 +320,10 @@ fn fold_here<T: Real>(
     let (width, pixels) = (sizes.output[1], sizes.pixels());
     let ([kh, kw], [_, input]) = (sizes.kernel, sizes.input);
     let (wide, n) = (strip.images.len() * width, strip.columns(sizes));
-    let mut seen = |line: &[T], channel: usize, kx: usize, y: usize| {
+    let mut seen = |line: &[T], channel: usize, (span, from): &(Range<usize>, usize), y: usize| {
         let Some(y) = sizes.input_row(y) else {
             return;
         };
-        let (span, from) = sizes.span(kx);
         for (image, row) in strip.images.clone().zip(line.chunks_exact(width)) {
             let at = ((image - first) * sizes.inputs + channel) * pixels + y * input + from;
             let row = &row[span.clone()];
@@ -316,6 +344,7 @@ fn fold_here<T: Real>(
     let tall = strip.rows.len() + kh - 1;
     for channel in 0..sizes.inputs {
         for kx in 0..kw {
+            let span = sizes.span(kx);
             let row = |ky: usize| &patches[((channel * kh + ky) * kw + kx) * n..][..n];
             if sizes.rows_overlap() {
                 lines.clear();
@@ -326,13 +355,13 @@ fn fold_here<T: Real>(
                     }
                 }
                 for (at, line) in lines.chunks_exact(wide).enumerate() {
-                    seen(line, channel, kx, strip.rows.start + at);
+                    seen(line, channel, &span, strip.rows.start + at);
                 }
                 continue;
             }
             for ky in 0..kh {
                 for (y, line) in strip.rows.clone().zip(row(ky).chunks_exact(wide)) {
-                    seen(line, channel, kx, y * sizes.stride + ky * sizes.dilation);
+                    seen(line, channel, &span, y * sizes.stride + ky * sizes.dilation);
                 }
             }
         }
