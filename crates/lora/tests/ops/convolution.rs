@@ -440,6 +440,18 @@ fn convolutions_that_do_not_fit_are_refused() {
             &["conv2d", "stride", "groups"],
         );
     }
+    // Five outputs of three groups.
+    let (one, three) = (
+        w.narrow(1, 0, 1).unwrap(),
+        Conv2dConfig { groups: 3, ..usual },
+    );
+    refuse(
+        &x,
+        &one,
+        None,
+        &three,
+        &["out a multiple of groups", "groups 3"],
+    );
     let none = w.narrow(1, 0, 0).unwrap();
     refuse(
         &x.narrow(1, 0, 0).unwrap(),
