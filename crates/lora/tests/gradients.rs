@@ -760,7 +760,7 @@ fn convolutions_of_every_geometry_have_their_gradients() {
 }
 
 /// Why the layers bring gradients of their own. When this fails, candle has been repaired: drop
-/// the workaround in `conv.rs`.
+/// the workaround in `ops/convolution/composed.rs`.
 #[test]
 fn candle_still_gets_these_gradients_wrong() {
     let mut rng = seeded(5);

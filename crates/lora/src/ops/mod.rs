@@ -1,4 +1,5 @@
-//! Differentiable operations as one pass: the LoRA product and what a transformer needs beside it.
+//! Differentiable operations as one pass: the LoRA products, of linear layers and of convolutions,
+//! and what a network needs beside them.
 //!
 //! candle builds these from many small operations, each with a buffer of its own forward and two
 //! or three backward, or has a fused version that cuts the gradient (`candle_nn::ops::layer_norm`,

@@ -202,7 +202,7 @@ impl<'a, T: Real> Pass<'a, T> {
         if work < PARALLEL { tasks.max(1) } else { 1 }
     }
 
-    /// Part of the patches of one image that is its own, or the unfolded ones.
+    /// The patches of a strip; where they are the image itself, without a copy.
     fn patches<'b>(
         &self,
         strip: &Strip,
