@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use lora::{LoraBuilder, LoraModel};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::{CnnConfig, LlamaConfig};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, data};
 
@@ -37,6 +37,31 @@ pub struct Card {
     pub seconds: f64,
     /// The day of the training, such as 2026-01-31.
     pub date: String,
+}
+
+/// The sizes of a model, as a `config.json` holds them.
+///
+/// A trait rather than serde's own, so that the reader is compiled with the model and not in every
+/// cell of a notebook that loads one.
+pub trait ModelConfig: Sized {
+    /// The sizes in the text of a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// Text that is no JSON, or the sizes of another kind of model.
+    fn from_json(json: &[u8]) -> serde_json::Result<Self>;
+}
+
+impl ModelConfig for LlamaConfig {
+    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
+}
+
+impl ModelConfig for CnnConfig {
+    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
 }
 
 /// A folder of `data/checkpoints/`: `model.safetensors` in half precision, `config.json`,
@@ -69,7 +94,9 @@ impl Checkpoint {
             });
         }
         let name = name.to_string();
-        let card = json(&format!("checkpoints/{name}/card.json"))?;
+        let file = format!("checkpoints/{name}/card.json");
+        let card = serde_json::from_slice(&data::read(&file)?)
+            .map_err(|error| data::damaged(&file, &error.to_string()))?;
         Ok(Self { name, card })
     }
 
@@ -98,7 +125,7 @@ impl Checkpoint {
     /// # let _ = cnn;
     /// # Ok::<(), course::Error>(())
     /// ```
-    pub fn frozen<C: DeserializeOwned, M>(
+    pub fn frozen<C: ModelConfig, M>(
         &self,
         device: &Device,
         new: impl FnOnce(&C, &LoraBuilder<'static>) -> Result<M>,
@@ -125,7 +152,7 @@ impl Checkpoint {
     /// assert_eq!(head[0].0, "head.bias");
     /// # Ok::<(), course::Error>(())
     /// ```
-    pub fn trainable<C: DeserializeOwned, M>(
+    pub fn trainable<C: ModelConfig, M>(
         &self,
         device: &Device,
         new: impl FnOnce(&C, &LoraBuilder<'static>) -> Result<M>,
@@ -159,8 +186,9 @@ impl Checkpoint {
     /// # Errors
     ///
     /// A file that cannot be read or is of another kind of model.
-    pub fn config<C: DeserializeOwned>(&self) -> Result<C> {
-        json(&self.file("config.json"))
+    pub fn config<C: ModelConfig>(&self) -> Result<C> {
+        let file = self.file("config.json");
+        C::from_json(&data::read(&file)?).map_err(|error| data::damaged(&file, &error.to_string()))
     }
 
     /// The tokenizer of a language model.
@@ -187,10 +215,4 @@ fn names() -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-/// A file of `data/` that holds JSON.
-fn json<T: DeserializeOwned>(file: &str) -> Result<T> {
-    serde_json::from_slice(&data::read(file)?)
-        .map_err(|error| data::damaged(file, &error.to_string()))
 }

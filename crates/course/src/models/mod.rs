@@ -5,6 +5,6 @@ mod checkpoint;
 mod cnn;
 mod llama;
 
-pub use checkpoint::{Card, Checkpoint};
+pub use checkpoint::{Card, Checkpoint, ModelConfig};
 pub use cnn::{Cnn, CnnConfig};
 pub use llama::{GenerationConfig, Llama, LlamaConfig};
