@@ -106,6 +106,12 @@ macro_rules! for_real {
 }
 pub(super) use for_real;
 
+/// An argument of a custom operation.
+pub(super) type Held<'a> = (&'a CpuStorage, &'a Layout);
+
+/// The gradients of three arguments, those that are wanted.
+pub(super) type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
 /// The numbers of a contiguous argument of a custom operation.
 pub(super) fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {

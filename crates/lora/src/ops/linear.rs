@@ -11,7 +11,8 @@ use candle_core::{
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 use super::cpu::{
-    Matrix, Real, column_sums, for_real, one_pass, product, read, slice, stored, tensor, written,
+    Gradients, Held, Matrix, Real, column_sums, for_real, one_pass, product, read, slice, stored,
+    tensor, written,
 };
 use super::given;
 use crate::{Error, Result};
@@ -287,9 +288,6 @@ fn weight_backward<T: Real>(g: &[T], x: &[T], out: usize, inputs: usize) -> Vec<
     }
 }
 
-/// The gradients of x, W and b, those that are wanted.
-type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
-
 /// x Wᵀ, or x Wᵀ + b, as a node of the graph.
 struct Product;
 
@@ -354,9 +352,6 @@ impl Product {
         }))
     }
 }
-
-/// An argument of a custom operation.
-type Held<'a> = (&'a CpuStorage, &'a Layout);
 
 fn output_shape(x: &Layout, out: usize) -> Shape {
     let mut dims = x.dims().to_vec();

@@ -7,8 +7,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Shape, Tensor, ba
 use rayon::prelude::*;
 
 use super::cpu::{
-    Real, block_rows, filled, for_real, in_order, one_pass, read, rows_each, slice, stored, sums,
-    tensor, vectorised,
+    Held, Real, block_rows, filled, for_real, in_order, one_pass, read, rows_each, slice, stored,
+    sums, tensor, vectorised,
 };
 use super::{check_alike, refuse, wide};
 use crate::Result;
@@ -156,9 +156,6 @@ struct Row<T> {
     scale: T,
     rest: T,
 }
-
-/// An argument of a custom operation.
-type Held<'a> = (&'a CpuStorage, &'a Layout);
 
 /// The numbers of a [`Row`].
 const SAVED: usize = 3;

@@ -7,7 +7,7 @@
 //! loss.backward() → accumulate → clip → step
 //!
 //! A step gives the numbers of [`candle_nn::AdamW`]; on the CPU it takes one pass over memory where
-//! candle takes eighteen. This module adds what an adapter needs around it: a learning rate per
+//! candle takes many. This module adds what an adapter needs around it: a learning rate per
 //! group (LoRA+), and a refusal, before anything changes, where candle's optimiser would silently
 //! skip a parameter that has no gradient or write NaN into one. The crate candle-optimisers (0.10.2)
 //! is bound to candle 0.10, whose tensors are other types than those of candle 0.11, so it cannot be

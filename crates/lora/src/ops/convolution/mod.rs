@@ -13,7 +13,9 @@ use candle_nn::{Conv1dConfig, Conv2dConfig};
 
 use self::pass::{Pass, Wanted};
 use self::patches::Sizes;
-use super::cpu::{Real, for_real, one_pass, read, second_order, slice, stored, tensor};
+use super::cpu::{
+    Gradients, Held, Real, for_real, one_pass, read, second_order, slice, stored, tensor,
+};
 use super::{Share, check_alike, given};
 use crate::{Error, Result};
 
@@ -338,12 +340,6 @@ fn shaped<T: Real>(
 ) -> candle_core::Result<Option<Tensor>> {
     wanted.then(|| tensor(numbers, like.shape())).transpose()
 }
-
-/// The gradients of three arguments, those that are wanted.
-type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
-
-/// An argument of a custom operation.
-type Held<'a> = (&'a CpuStorage, &'a Layout);
 
 /// A convolution, with or without a bias.
 struct Plain(Sizes);
