@@ -6,8 +6,9 @@
 //! - LoRA: [`LoraLinear`], [`LoraConv1d`], [`LoraConv2d`], [`LoraEmbedding`],
 //!   [`LoraMultiHeadAttention`], [`AttentionConfig`], [`AttentionInput`], [`LoraConfig`], [`Init`],
 //!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
-//! - models: [`Checkpoint`], [`Llama`], [`LlamaConfig`], [`GenerationConfig`], [`Cnn`],
-//!   [`CnnConfig`], and [`Tokens`] to feed them;
+//! - models: [`Checkpoint`], [`Pretrained`], [`Llama`], [`LlamaConfig`], [`GenerationConfig`],
+//!   [`Bert`], [`BertConfig`], [`Classifier`], [`Cnn`], [`CnnConfig`], and [`Tokens`],
+//!   [`Encodings`] and [`Tokenizer`] to feed them;
 //! - training: [`Training`], [`History`], [`Schedule`], [`ParameterGroup`], and [`optim`](mod@optim)
 //!   for the rest, such as [`optim::loraplus_groups`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
@@ -46,8 +47,12 @@ pub use lora::{
     LoraEmbedding, LoraLinear, LoraModel, LoraMultiHeadAttention, ParameterCount, TargetModules,
 };
 
-pub use crate::data::Tokens;
-pub use crate::models::{Checkpoint, Cnn, CnnConfig, GenerationConfig, Llama, LlamaConfig};
+pub use crate::data::{Encodings, Tokens};
+pub use crate::models::{
+    Bert, BertConfig, Checkpoint, Classifier, Cnn, CnnConfig, GenerationConfig, Llama, LlamaConfig,
+    Pretrained,
+};
+pub use crate::tokenizer::{TextBatch, Tokenizer};
 
 pub use crate::chart::{BarChart, Figure, HeatMap, ImageGrid, LineChart, RewardChart};
 pub use crate::device::device;

@@ -243,18 +243,18 @@ impl Picks {
 }
 
 /// Batches, or the error that comes in their place, once.
-type Checked<T> = Result<T, Option<Error>>;
+pub(super) type Checked<T> = Result<T, Option<Error>>;
 
 /// Places in random order, epoch after epoch.
 #[derive(Debug)]
-struct Shuffled {
+pub(super) struct Shuffled {
     rng: Rng,
     /// What is left of the epoch, the next one last.
     left: Vec<usize>,
 }
 
 impl Shuffled {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self {
             rng: rng(seed),
             left: Vec::new(),
@@ -263,7 +263,7 @@ impl Shuffled {
 
     /// The next `count` places. `epoch` draws those of a whole epoch, at least one, in the order
     /// in which they come.
-    fn next(
+    pub(super) fn next(
         &mut self,
         count: usize,
         epoch: impl Fn(&mut Rng) -> Result<Vec<usize>>,

@@ -4,6 +4,7 @@
 //! - [`fashion`](fn@fashion): photographs of clothing, 28 × 28 pixels, as [`Images`];
 //! - [`text`](fn@text): three kinds of English, each with a part that is held out;
 //! - [`Tokens`]: a stream of token ids, cut into windows for a language model;
+//! - [`Encodings`]: texts as token ids, in batches for an encoder;
 //! - [`fetched`](fn@fetched): the folder of what is too large to be committed.
 //!
 //! Every committed file lies in the checkout's `data/`, with its source and licence in
@@ -11,12 +12,14 @@
 
 mod batches;
 mod digits;
+mod encodings;
 mod fashion;
 mod fetched;
 mod text;
 
 pub use batches::{ImageBatches, TokenBatches, Tokens};
 pub use digits::{Digits, digits};
+pub use encodings::{Encodings, TextBatches};
 pub use fashion::{FASHION_NAMES, Fashion, Images, fashion};
 pub use fetched::fetched;
 pub use text::{Corpus, text};

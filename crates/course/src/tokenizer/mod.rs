@@ -1,14 +1,20 @@
 //! Text to tokens and back, by the `tokenizer.json` of Hugging Face.
 
+mod batch;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::Device;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
-use tokenizers::{AddedToken, TokenizerBuilder};
+use tokenizers::utils::truncation::TruncationDirection;
+use tokenizers::{AddedToken, PostProcessor, TokenizerBuilder};
 
 use crate::{Error, Result};
+
+pub use batch::TextBatch;
 
 /// The token between two documents, as in GPT-2 and SmolLM2.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -26,6 +32,8 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<dyn Inner>,
+    /// The token of padding.
+    pad: u32,
 }
 
 /// Hides the type, so that a notebook's cells need not compile how its many parts are dropped.
@@ -119,12 +127,15 @@ impl Tokenizer {
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let read = tokenizers::Tokenizer::from_bytes(json);
         let mut inner = read.map_err(|error| refused(error.to_string()))?;
+        let padding = inner.get_padding().map(|padding| padding.pad_id);
+        let pad = padding.or_else(|| inner.token_to_id("[PAD]")).unwrap_or(0);
         // Some files, MiniLM's among them, cut or fill every text to a fixed length.
         inner.with_padding(None);
         let cut = inner.with_truncation(None);
         cut.map_err(|error| refused(error.to_string()))?;
         Ok(Self {
             inner: Arc::new(inner),
+            pad,
         })
     }
 
@@ -147,6 +158,73 @@ impl Tokenizer {
         let encoding = self.inner.get().encode_fast(text, false);
         let encoding = encoding.map_err(|error| refused(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text as the model reads it: with the special tokens that its
+    /// `tokenizer.json` puts around it, such as [CLS] and [SEP], and at most `max_length` with these.
+    /// What is too long loses its end.
+    ///
+    /// # Errors
+    ///
+    /// A `max_length` that has no room for the special tokens and one more; what the crate
+    /// tokenizers reports.
+    ///
+    /// ```
+    /// let text = "It is the duty of the people.";
+    /// let tokenizer = course::tokenizer::Tokenizer::train(&[text], 270)?;
+    /// let ids = tokenizer.encode(text)?;
+    /// // This one has no special tokens.
+    /// assert_eq!(tokenizer.encode_for_model(text, 5)?, ids[..5]);
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn encode_for_model(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
+        let (inner, failed) = (self.inner.get(), |error: tokenizers::Error| {
+            refused(error.to_string())
+        });
+        let special = inner.get_post_processor();
+        let special = special.map_or(0, |processor| processor.added_tokens(false));
+        if max_length <= special {
+            return Err(refused(format!(
+                "max_length = {max_length}: {special} special tokens and one of the text need {}",
+                special + 1
+            )));
+        }
+        let mut encoding = inner.encode_fast(text, false).map_err(failed)?;
+        encoding.truncate(max_length - special, 0, TruncationDirection::Right);
+        let encoding = inner.post_process(encoding, None, true).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Texts as the model reads them, each as
+    /// [`encode_for_model`](Self::encode_for_model) gives it, filled up to the longest one.
+    ///
+    /// # Errors
+    ///
+    /// As there; no text at all, or one without any token.
+    ///
+    /// ```
+    /// use course::prelude::*;
+    ///
+    /// let tokenizer = course::tokenizer::Tokenizer::train(&["ab"], 257)?;
+    /// let batch = tokenizer.encode_batch(&["ab", "b"], 16, &Device::Cpu)?;
+    /// assert_eq!(batch.attention_mask.to_vec2::<u8>()?, [[1, 1], [1, 0]]);
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn encode_batch(
+        &self,
+        texts: &[impl AsRef<str>],
+        max_length: usize,
+        device: &Device,
+    ) -> Result<TextBatch> {
+        let rows = texts.iter();
+        let rows = rows.map(|text| self.encode_for_model(text.as_ref(), max_length));
+        TextBatch::new(&rows.collect::<Result<Vec<_>>>()?, self.pad, device)
+    }
+
+    /// The id that fills up shorter texts of a batch.
+    #[must_use]
+    pub fn pad_id(&self) -> u32 {
+        self.pad
     }
 
     /// The text of tokens; bytes that are no UTF-8 become �.

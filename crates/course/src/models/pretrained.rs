@@ -1,0 +1,242 @@
+//! A folder with a trained model, as Hugging Face lays it out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+use lora::{LoraBuilder, LoraModel};
+
+use super::{BertConfig, CnnConfig, LlamaConfig};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result, data};
+
+/// The sizes of a model, as a `config.json` holds them.
+///
+/// A trait rather than serde's own, so that the reader is compiled with the model and not in every
+/// cell of a notebook that loads one.
+pub trait ModelConfig: Sized {
+    /// The sizes in the text of a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// Text that is no JSON, or the sizes of another kind of model.
+    fn from_json(json: &[u8]) -> serde_json::Result<Self>;
+}
+
+impl ModelConfig for LlamaConfig {
+    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
+}
+
+impl ModelConfig for BertConfig {
+    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
+}
+
+impl ModelConfig for CnnConfig {
+    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
+}
+
+/// A folder with `model.safetensors`, `config.json` and, for a model that reads text,
+/// `tokenizer.json`.
+///
+/// The weights may be of any float type; the model gets them in f32.
+///
+/// ```
+/// let folder = course::data::folder().join("checkpoints/sotu-lm");
+/// let base = course::models::Pretrained::open(folder)?;
+/// let config: course::models::LlamaConfig = base.config()?;
+/// assert_eq!(config.num_hidden_layers, 4);
+/// # Ok::<(), course::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Pretrained {
+    folder: PathBuf,
+    /// What to do about a damaged file.
+    remedy: String,
+}
+
+impl Pretrained {
+    /// The model of a folder, such as a clone of a repository of Hugging Face's hub.
+    ///
+    /// # Errors
+    ///
+    /// A folder without `config.json` or `model.safetensors`.
+    ///
+    /// ```
+    /// let error = course::models::Pretrained::open("no/such/folder").unwrap_err().to_string();
+    /// assert!(error.starts_with("no/such/folder/config.json"));
+    /// ```
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::with_remedy(folder.as_ref(), "take another copy of it")
+    }
+
+    /// A model that `cargo course data fetch NAME` has fetched: `"minilm"`.
+    ///
+    /// # Errors
+    ///
+    /// As [`data::fetched`]; a set that is no model.
+    ///
+    /// ```
+    /// let error = course::models::Pretrained::fetched("no-such-set").unwrap_err();
+    /// assert!(error.to_string().contains("cargo course data fetch no-such-set"));
+    /// ```
+    pub fn fetched(name: &str) -> Result<Self> {
+        let remedy = format!("get it anew with `cargo course data fetch {name}`");
+        Self::with_remedy(&data::fetched(name)?, &remedy)
+    }
+
+    pub(super) fn with_remedy(folder: &Path, remedy: &str) -> Result<Self> {
+        for file in ["config.json", "model.safetensors"] {
+            let path = folder.join(file);
+            // Says what keeps it from being read.
+            std::fs::File::open(&path).map_err(|source| Error::File {
+                path: path.display().to_string(),
+                source,
+            })?;
+        }
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            remedy: remedy.to_string(),
+        })
+    }
+
+    /// A model of these weights, frozen, and the handle by which it gets adapters.
+    ///
+    /// `new` is the model's own constructor, such as `Llama::new`.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read or do not fit the model.
+    ///
+    /// ```
+    /// use course::prelude::*;
+    ///
+    /// let base = Checkpoint::open("fashion-cnn")?;
+    /// let (cnn, mut model) = base.frozen(&Device::Cpu, Cnn::new)?;
+    /// let config = LoraConfig::new(4, 8.0).with_targets(["conv2", "conv3"]);
+    /// model.add_adapter("default", &config, &mut rng(1))?;
+    /// assert_eq!(model.parameter_count().trainable, 4 * (9 * 16 + 32) + 4 * (9 * 32 + 64));
+    /// # let _ = cnn;
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn frozen<C: ModelConfig, M>(
+        &self,
+        device: &Device,
+        new: impl FnOnce(&C, &LoraBuilder<'static>) -> Result<M>,
+    ) -> Result<(M, LoraModel)> {
+        let builder = LoraBuilder::new(self.vb(device)?);
+        let model = new(&self.config()?, &builder)?;
+        Ok((model, builder.model()?))
+    }
+
+    /// A model of these weights in which those train whose name `which` says yes to, and the
+    /// variables of these, sorted by name. The others are frozen and cost no gradient.
+    ///
+    /// # Errors
+    ///
+    /// As [`frozen`](Self::frozen).
+    ///
+    /// ```
+    /// use course::prelude::*;
+    ///
+    /// let base = Checkpoint::open("fashion-cnn")?;
+    /// let (_, all) = base.trainable(&Device::Cpu, Cnn::new, |_| true)?;
+    /// let (_, head) = base.trainable(&Device::Cpu, Cnn::new, |name| name.starts_with("head."))?;
+    /// assert_eq!((all.len(), head.len()), (10, 2));
+    /// assert_eq!(head[0].0, "head.bias");
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn trainable<C: ModelConfig, M>(
+        &self,
+        device: &Device,
+        new: impl FnOnce(&C, &LoraBuilder<'static>) -> Result<M>,
+        which: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<(M, Vec<(String, Var)>)> {
+        let builder = LoraBuilder::trainable_where(self.vb(device)?, which);
+        let model = new(&self.config()?, &builder)?;
+        Ok((model, builder.variables()))
+    }
+
+    fn vb(&self, device: &Device) -> Result<VarBuilder<'static>> {
+        let tensors = self.tensors(device)?.into_iter().collect();
+        Ok(VarBuilder::from_tensors(tensors, DType::F32, device))
+    }
+
+    /// The weights by name, in f32.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is damaged.
+    pub fn tensors(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        let file = "model.safetensors";
+        let tensors = candle_core::safetensors::load_buffer(&self.read(file)?, device)
+            .map_err(|error| self.damaged(file, &error.to_string()))?;
+        let wide = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(DType::F32)?));
+        tensors.into_iter().map(wide).collect()
+    }
+
+    /// The sizes in `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or is of another kind of model.
+    pub fn config<C: ModelConfig>(&self) -> Result<C> {
+        let file = "config.json";
+        C::from_json(&self.read(file)?).map_err(|error| self.damaged(file, &error.to_string()))
+    }
+
+    /// The tokenizer of a model that reads text.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::open(self.folder.join("tokenizer.json"))
+    }
+
+    /// The size of `model.safetensors` in bytes.
+    ///
+    /// # Errors
+    ///
+    /// A file that is no longer there.
+    ///
+    /// ```
+    /// let base = course::models::Checkpoint::open("fashion-cnn")?;
+    /// assert_eq!(base.weights_bytes()?, 312_308);
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn weights_bytes(&self) -> Result<u64> {
+        let path = self.folder.join("model.safetensors");
+        match std::fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(source) => Err(Error::File {
+                path: path.display().to_string(),
+                source,
+            }),
+        }
+    }
+
+    /// A file of the folder.
+    pub(super) fn read(&self, file: &str) -> Result<Vec<u8>> {
+        let path = self.folder.join(file);
+        std::fs::read(&path).map_err(|source| Error::File {
+            path: path.display().to_string(),
+            source,
+        })
+    }
+
+    /// The error of a file that is not what it should be.
+    pub(super) fn damaged(&self, file: &str, problem: &str) -> Error {
+        let hint = format!("{problem}: {}", self.remedy);
+        Error::File {
+            path: self.folder.join(file).display().to_string(),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
+        }
+    }
+}
