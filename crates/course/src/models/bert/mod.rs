@@ -4,7 +4,7 @@ mod config;
 
 use std::fmt;
 
-use candle_core::{DType, Module, Tensor};
+use candle_core::{Module, Tensor};
 use lora::ops::{self, AttentionMask};
 use lora::{LoraBuilder, LoraEmbedding, LoraLinear};
 
