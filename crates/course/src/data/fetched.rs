@@ -20,6 +20,25 @@ pub fn fetched(name: &str) -> Result<PathBuf> {
     within(&home(|variable| std::env::var_os(variable))?, name)
 }
 
+/// A file of a set, which is UTF-8.
+pub(super) fn lines_of(set: &str, file: &str) -> Result<String> {
+    let path = fetched(set)?.join(file);
+    let bytes = std::fs::read(&path).map_err(|source| Error::File {
+        path: path.display().to_string(),
+        source,
+    })?;
+    String::from_utf8(bytes).map_err(|_| damaged_set(set, file, "it is not UTF-8"))
+}
+
+/// The error of a set's file that is not what it should be.
+pub(super) fn damaged_set(set: &str, file: &str, problem: &str) -> Error {
+    let hint = format!("{problem}: get it anew with `cargo course data fetch {set}`");
+    Error::File {
+        path: format!("{set}/{file}"),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
+    }
+}
+
 /// A set's folder appears only when all its files are there.
 fn within(home: &Path, name: &str) -> Result<PathBuf> {
     let mut parts = Path::new(name).components();

@@ -3,6 +3,9 @@
 //! - [`digits`](fn@digits): handwritten digits, 8 × 8 pixels;
 //! - [`fashion`](fn@fashion): photographs of clothing, 28 × 28 pixels, as [`Images`];
 //! - [`text`](fn@text): three kinds of English, each with a part that is held out;
+//! - [`emoji`](fn@emoji) and [`declaration`](fn@declaration): the same texts in eight languages;
+//! - [`sentiment`](fn@sentiment): praise and blame in four domains, as [`TextSet`];
+//! - [`newsgroups`](fn@newsgroups) and [`newswire`](fn@newswire): texts by their topic;
 //! - [`Tokens`]: a stream of token ids, cut into windows for a language model;
 //! - [`Encodings`]: texts as token ids, in batches for an encoder;
 //! - [`fetched`](fn@fetched): the folder of what is too large to be committed.
@@ -15,14 +18,22 @@ mod digits;
 mod encodings;
 mod fashion;
 mod fetched;
+mod languages;
+mod sentiment;
 mod text;
+mod texts;
+mod topics;
 
 pub use batches::{ImageBatches, TokenBatches, Tokens};
 pub use digits::{Digits, digits};
 pub use encodings::{Encodings, TextBatches};
 pub use fashion::{FASHION_NAMES, Fashion, Images, fashion};
 pub use fetched::fetched;
+pub use languages::{EMOJI_GROUPS, Emoji, LANGUAGES, declaration, emoji};
+pub use sentiment::{DOMAINS, SENTIMENT_NAMES, sentiment};
 pub use text::{Corpus, text};
+pub use texts::{TextSet, Texts};
+pub use topics::{NEWSGROUP_NAMES, NEWSWIRE_NAMES, newsgroups, newswire};
 
 use crate::{Error, Result};
 use candle_core::Tensor;
