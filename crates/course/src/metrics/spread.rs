@@ -37,7 +37,7 @@ pub struct Spread {
     pub low: f64,
     /// The highest run.
     pub high: f64,
-    /// How many runs.
+    /// How many runs, or examples.
     pub n: usize,
 }
 
@@ -73,6 +73,49 @@ impl Spread {
             ));
         }
         Ok(Self::of_finite(runs.iter().copied()))
+    }
+
+    /// `right` of `n`, as a share from 0 to 1, with its 95 % confidence interval: how far an
+    /// accuracy on `n` test examples is from the one on endlessly many, 19 times out of 20.
+    ///
+    /// With p = right / n and z = 1.96, low and high =
+    /// (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
+    ///
+    /// The examples must have been drawn one by one; it says nothing of what another seed of the
+    /// training would change.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spread`] when `n` is 0 or `right` is larger than it.
+    ///
+    /// Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
+    ///
+    /// ```
+    /// # use course::metrics::Spread;
+    /// let accuracy = Spread::share(81, 263)?;
+    /// assert_eq!(format!("{accuracy:.4}"), "0.3080 (0.2553 to 0.3662)");
+    /// // No example wrong does not mean that none ever is.
+    /// assert_eq!(format!("{:.3}", Spread::share(100, 100)?), "1.000 (0.963 to 1.000)");
+    /// assert!(Spread::share(1, 0).is_err());
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn share(right: usize, n: usize) -> Result<Self> {
+        const Z: f64 = 1.959_963_984_540_054;
+        if n == 0 || right > n {
+            return Err(Error::Spread {
+                problem: format!("{right} of {n} is no share; count both again"),
+            });
+        }
+        let (p, size) = (right as f64 / n as f64, n as f64);
+        let z2 = Z * Z / size;
+        let half = Z * (p * (1.0 - p) / size + z2 / (4.0 * size)).sqrt();
+        let at = |half: f64| (p + z2 / 2.0 + half) / (1.0 + z2);
+        Ok(Self {
+            mean: p,
+            low: at(-half).min(p),
+            high: at(half).max(p),
+            n,
+        })
     }
 
     /// The same of runs that are known to be there and finite.
