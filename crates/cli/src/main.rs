@@ -35,7 +35,7 @@ enum Action {
     Lab(lab::Options),
     /// Everything: format, lints, crate tests, docs, every notebook headless, metrics
     Test,
-    /// The set-up alone: Python environment, Rust kernel, template, kernelspec
+    /// The set-up alone: Python environment, data, Rust kernel, template, kernelspec
     Setup,
     /// Execute notebooks headless and print a table
     Run(run::Options),

@@ -297,6 +297,50 @@ fn data_is_fetched_once_and_anew_when_it_is_damaged() {
 }
 
 #[test]
+fn a_set_up_fetches_every_set_that_is_missing_and_then_asks_nobody() {
+    let Index { dir, python, set } = Index::new();
+    let home_dir = tempfile::tempdir().unwrap();
+    let home = Home::at(home_dir.path());
+    let tiny = || folder(&home, "tiny");
+    let manifest = Manifest {
+        fetch: BTreeMap::from([("tiny".to_owned(), set)]),
+        committed: BTreeMap::new(),
+    };
+    let ensure = |wheels: &str, python: &Path| {
+        let wheels = dir.path().join(wheels);
+        let index = [
+            ("PIP_NO_INDEX", Path::new("1")),
+            ("PIP_FIND_LINKS", &wheels),
+            ("PIP_CONFIG_FILE", Path::new("/dev/null")),
+        ];
+        fetch_missing(&home, &manifest, &index, python, &mut Steps::new(1))
+    };
+    let nobody = Path::new("no-python-here");
+
+    let said = ensure("nothing", &python).unwrap_err().to_string();
+    assert!(said.contains("network cannot be reached"), "{said}");
+    assert!(!tiny().exists());
+
+    ensure("wheels", &python).unwrap();
+    assert_eq!(content(&tiny())["b.txt"], "second");
+    ensure("nothing", nobody).unwrap();
+
+    // A file that was cut off, or is gone, comes back.
+    fs::write(tiny().join("a.txt"), "fir").unwrap();
+    assert!(ensure("nothing", nobody).is_err());
+    ensure("wheels", &python).unwrap();
+    fs::remove_file(tiny().join("b.txt")).unwrap();
+    ensure("wheels", &python).unwrap();
+    assert_eq!(content(&tiny())["a.txt"], "first");
+    assert_eq!(content(&tiny())["b.txt"], "second");
+
+    // No content is read: that is for verify.
+    fs::write(tiny().join("a.txt"), "fIrst").unwrap();
+    ensure("nothing", nobody).unwrap();
+    assert_eq!(manifest.fetch["tiny"].problems("tiny", &tiny()).len(), 1);
+}
+
+#[test]
 fn an_sdist_gives_its_files_and_runs_nothing() {
     let mut index = Index::new();
     let home_dir = tempfile::tempdir().unwrap();

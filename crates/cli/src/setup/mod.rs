@@ -8,6 +8,7 @@ pub mod python;
 pub mod template;
 pub mod tool;
 
+use crate::data;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::progress::Steps;
 use anyhow::{Context, Result, bail};
@@ -48,7 +49,7 @@ impl Installed {
     }
 }
 
-/// Needed for a set-up from nothing: Python environment, kernel build, template and one copy.
+/// Needed for a set-up from nothing: Python environment, data, kernel build, template and a copy.
 const NEEDED_BYTES: u64 = 4_000_000_000;
 
 /// Does all the set-up that is missing.
@@ -56,13 +57,14 @@ pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, 
     let _lock = home.lock("setup", || {
         eprintln!("Another `cargo course` is setting up: waiting for it.");
     })?;
-    let mut steps = Steps::new(5);
+    let mut steps = Steps::new(6);
     let rustc = evcxr::Rustc::of(checkout.root())?;
     evcxr::need_linker()?;
     if !home.join(RECORD).exists() {
         need_space(home.join("").as_path(), NEEDED_BYTES)?;
     }
     let environment = python::ensure(home, &mut steps)?;
+    data::ensure(home, checkout, &environment.python(), &mut steps)?;
     evcxr::ensure_library_sources(&rustc, &mut steps);
     let binary = evcxr::ensure(home, &rustc, &mut steps)?;
     let installed = Installed {

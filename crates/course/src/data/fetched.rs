@@ -4,7 +4,7 @@ use super::refused;
 use crate::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
-/// The folder of a set that `cargo course data fetch NAME` has fetched.
+/// The folder of a set that `cargo course setup` or `cargo course data fetch NAME` has fetched.
 ///
 /// It lies in `data/NAME` of the folder of the course's tools, which `COURSE_HOME` names or which
 /// is `~/.cache/lora-course` (macOS: `~/Library/Caches/lora-course`).

@@ -16,7 +16,7 @@ pub const DOMAINS: [&str; 4] = ["tweets", "amazon", "movies", "nyt"];
 /// The classes of [`sentiment`], by their label.
 pub const SENTIMENT_NAMES: [&str; 2] = ["negative", "positive"];
 
-/// A sentence rated nearer to 0 than this, of −4 to 4, is dropped: readers do not agree on it.
+/// A sentence rated nearer to 0 than this, of −4 to 4, is dropped: it hardly praises or blames.
 const CLEAR: f64 = 1.0;
 /// The share of the sentences that a model learns from.
 const TRAIN: f64 = 0.6;
@@ -24,8 +24,8 @@ const TRAIN: f64 = 0.6;
 const SEED: u64 = 9;
 
 /// Sentences of one of the four [`DOMAINS`] that readers found clearly positive or clearly negative
-/// (C. J. Hutto and E. Gilbert, VADER, 2014): the mean of twenty ratings from −4 to 4 lies above 1
-/// or below −1.
+/// (C. J. Hutto and E. Gilbert, VADER, 2014): the mean of at least twenty ratings from −4 to 4
+/// lies above 1 or below −1.
 ///
 /// About 60 % are to learn from. All sentences of a review or an editorial are in the same part;
 /// tweets stand alone, and of film reviews the source does not say which sentences belong together.
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_that_readers_do_not_agree_on_are_dropped() -> Result<()> {
+    fn sentences_that_hardly_praise_or_blame_are_dropped() -> Result<()> {
         let lines =
             "1_1\t1.05\tgood\r\n1_2\t1.0\tso\r\n2_1\t-1\tso\r\n2_10\t-1.1\t\"bad &amp; \t\"\r\n";
         let found = sentences("f", lines)?;
