@@ -1,7 +1,11 @@
 //! The committed manifest, and fetching from an index in a folder.
 
+use super::fetch::{UNPACK, missing, one, remove};
 use super::*;
+use crate::home::write_atomic;
+use crate::setup::tool;
 use std::collections::BTreeSet;
+use std::process::Command;
 
 fn committed() -> Checkout {
     Checkout::holding(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -225,7 +229,7 @@ impl Index {
             ("PIP_FIND_LINKS", &wheels),
             ("PIP_CONFIG_FILE", Path::new("/dev/null")),
         ];
-        fetch(home, "tiny", &self.set, &index, || Ok(self.python.clone()))
+        one(home, "tiny", &self.set, &index, || Ok(self.python.clone()))
     }
 }
 
@@ -267,7 +271,7 @@ fn data_is_fetched_once_and_anew_when_it_is_damaged() {
     assert!(!home.join("data-unfinished").exists());
 
     // There already: neither Python nor an index is asked.
-    let again = fetch(&home, "tiny", &index.set, &[], || bail!("asked for Python"));
+    let again = one(&home, "tiny", &index.set, &[], || bail!("asked for Python"));
     assert_eq!(again.unwrap(), "is there already");
 
     // A damaged file and a missing one are named, and come back.
@@ -313,7 +317,7 @@ fn a_set_up_fetches_every_set_that_is_missing_and_then_asks_nobody() {
             ("PIP_FIND_LINKS", &wheels),
             ("PIP_CONFIG_FILE", Path::new("/dev/null")),
         ];
-        fetch_missing(&home, &manifest, &index, python, &mut Steps::new(1))
+        missing(&home, &manifest, &index, python, &mut Steps::new(1))
     };
     let nobody = Path::new("no-python-here");
 
