@@ -40,6 +40,10 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/minilm")
 }
 
+fn texts() -> Vec<String> {
+    sentences().into_iter().map(|s| s.text).collect()
+}
+
 fn sentences() -> Vec<Sentence> {
     serde_json::from_slice(&fs::read(fixtures().join("sentences.json")).unwrap()).unwrap()
 }
@@ -77,8 +81,13 @@ impl MiniLm {
 
     /// The embeddings of the sentences.
     fn sentences(&self) -> Tensor {
-        let texts: Vec<String> = sentences().into_iter().map(|s| s.text).collect();
-        self.embed(&texts)
+        self.embed(&texts())
+    }
+
+    /// What the pooler makes of the sentences.
+    fn pooled(&self) -> Tensor {
+        let batch = self.batch(&texts());
+        self.bert.pooler_output(&batch, false).unwrap()
     }
 }
 
@@ -152,7 +161,7 @@ fn adapters_of_peft_embed_here_as_there() {
     let base = minilm.sentences();
     let expected = embeddings("expected.safetensors");
     let names = adapters("from_peft");
-    assert_eq!(names, ["dense_rslora", "query_value"]);
+    assert_eq!(names, ["all_linear", "dense_rslora", "query_value"]);
     for name in &names {
         let folder = fixtures().join("from_peft").join(name);
         minilm.model.load_adapter(&folder, name).unwrap();
@@ -160,8 +169,13 @@ fn adapters_of_peft_embed_here_as_there() {
         let ours = minilm.sentences();
         assert_same(name, &ours, &expected[name]);
         assert_moved(name, &ours, &base);
+        if let Some(theirs) = expected.get(&format!("{name}.pooler")) {
+            assert_same("pooler, adapted", &minilm.pooled(), theirs);
+            assert_moved("pooler", &minilm.pooled(), &expected["base.pooler"]);
+        }
     }
     minilm.model.enable_adapters(false);
+    assert_same("pooler", &minilm.pooled(), &expected["base.pooler"]);
     assert_same("adapters off", &minilm.sentences(), &expected["base"]);
 }
 

@@ -8,6 +8,7 @@ use candle_core::{Module, Tensor};
 use lora::ops::{self, AttentionMask};
 use lora::{LoraBuilder, LoraEmbedding, LoraLinear};
 
+use crate::chart::grouped;
 use crate::tokenizer::TextBatch;
 use crate::{Error, Result};
 
@@ -21,7 +22,8 @@ pub use config::{BertConfig, HiddenAct};
 /// Its layers are named as in transformers (`encoder.layer.0.attention.self.query`), so weights
 /// load under their own names and adapters exchange with PEFT. A checkpoint with a head, whose
 /// names begin with `bert.`, keeps that; so does one of TensorFlow's origin, whose norms have a
-/// `gamma` and a `beta`.
+/// `gamma` and a `beta`. A pooler that the checkpoint has is there too, so that PEFT's adapters find
+/// it; `"all-linear"` leaves it out, since sentence vectors do not go through it.
 ///
 /// Source: Devlin et al. 2018, arXiv:1810.04805; transformers `modeling_bert.py`.
 ///
@@ -54,6 +56,8 @@ pub struct Bert {
     token_type_embeddings: LoraEmbedding,
     norm: Norm,
     layers: Vec<Layer>,
+    /// Where the checkpoint has one.
+    pooler: Option<LoraLinear>,
 }
 
 /// A layer norm's scale and shift.
@@ -106,7 +110,11 @@ impl Bert {
                 output_norm: Norm::new(config, &b.pp("output").pp("LayerNorm"))?,
             })
         };
-        let table = builder.pp("embeddings");
+        let (table, pooler) = (builder.pp("embeddings"), builder.pp("pooler").pp("dense"));
+        let pooler = match pooler.vb().contains_tensor("weight") {
+            true => Some(pooler.linear(hidden, hidden)?.output_head()),
+            false => None,
+        };
         let embedding = |name: &str, rows: usize| table.pp(name).embedding(rows, hidden);
         Ok(Self {
             word_embeddings: embedding("word_embeddings", config.vocab_size)?,
@@ -116,6 +124,7 @@ impl Bert {
             layers: (0..config.num_hidden_layers)
                 .map(layer)
                 .collect::<Result<_>>()?,
+            pooler,
             config: config.clone(),
         })
     }
@@ -261,6 +270,29 @@ impl Bert {
         Ok(pooled.broadcast_div(&length.maximum(1e-12)?)?)
     }
 
+    /// tanh(W h + b) of the first token's vector h, on which BERT's own heads sit; a sentence
+    /// encoder does not need it.
+    ///
+    /// # Shapes
+    ///
+    /// A batch of n texts → [n, `hidden_size`].
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_t`](Self::forward_t); a checkpoint without `pooler.dense`.
+    ///
+    /// Source: transformers `BertPooler`.
+    pub fn pooler_output(&self, batch: &TextBatch, train: bool) -> Result<Tensor> {
+        let Some(pooler) = &self.pooler else {
+            return Err(Error::Model {
+                model: "Bert",
+                problem: "its checkpoint has no pooler.dense; take `pool`, the mean".to_string(),
+            });
+        };
+        let first = self.forward_t(batch, train)?.narrow(1, 0, 1)?.squeeze(1)?;
+        Ok(pooler.forward_t(&first, train)?.tanh()?)
+    }
+
     /// The sizes.
     #[must_use]
     pub fn config(&self) -> &BertConfig {
@@ -325,7 +357,17 @@ impl Layer {
 
 impl fmt::Display for Bert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.config, f)
+        fmt::Display::fmt(&self.config, f)?;
+        match &self.pooler {
+            Some(pooler) => {
+                let count = grouped(&pooler.parameter_count().all.to_string());
+                write!(
+                    f,
+                    "\n  and a pooler, {count:>13}  on the first token, not in the sum"
+                )
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -220,6 +220,8 @@ fn what_does_not_fit_is_refused() {
     assert!(said.contains("swish") && said.contains("gelu"), "{said}");
 
     let (bert, _) = model();
+    let said = bert.pooler_output(&batch(), false).unwrap_err().to_string();
+    assert!(said.contains("no pooler.dense"), "{said}");
     let longest = bert.config().max_position_embeddings;
     let long = TextBatch::new(&[vec![1u32; longest + 1]], 0, &CPU).unwrap();
     let said = bert.forward_t(&long, false).unwrap_err().to_string();
