@@ -156,10 +156,7 @@ impl Iterator for TokenBatches {
     type Item = Result<(Tensor, Tensor)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            Ok(windows) => Some(windows.next()),
-            Err(refusal) => refusal.take().map(Err),
-        }
+        next_of(&mut self.0, Windows::next)
     }
 }
 
@@ -227,10 +224,7 @@ impl Iterator for ImageBatches {
     type Item = Result<Images>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            Ok(picks) => Some(picks.next()),
-            Err(refusal) => refusal.take().map(Err),
-        }
+        next_of(&mut self.0, Picks::next)
     }
 }
 
@@ -244,6 +238,17 @@ impl Picks {
 
 /// Batches, or the error that comes in their place, once.
 pub(super) type Checked<T> = Result<T, Option<Error>>;
+
+/// The next batch, or the error, or nothing more.
+pub(super) fn next_of<T, B>(
+    batches: &mut Checked<T>,
+    next: impl FnOnce(&mut T) -> Result<B>,
+) -> Option<Result<B>> {
+    match batches {
+        Ok(batches) => Some(next(batches)),
+        Err(refusal) => refusal.take().map(Err),
+    }
+}
 
 /// Places in random order, epoch after epoch.
 #[derive(Debug)]

