@@ -2,7 +2,7 @@
 
 use super::batches::{Checked, Shuffled, next_of};
 use super::refused;
-use crate::tokenizer::{TextBatch, Tokenizer};
+use crate::tokenizer::{Precomputed, TextBatch, Tokenizer};
 use crate::{Result, rng::Rng};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -29,6 +29,16 @@ pub struct Encodings {
     ids: Arc<[Vec<u32>]>,
     pad: u32,
     device: Device,
+    precomputed: Option<Rows>,
+}
+
+/// What [`Bert::precompute`](crate::models::Bert::precompute) has kept of each text.
+#[derive(Debug, Clone)]
+struct Rows {
+    first: usize,
+    made_by: Arc<[u32]>,
+    /// Length × size numbers of each text.
+    rows: Arc<[Arc<[f32]>]>,
 }
 
 impl Encodings {
@@ -54,6 +64,7 @@ impl Encodings {
             ids: ids.into(),
             pad: tokenizer.pad_id(),
             device: device.clone(),
+            precomputed: None,
         })
     }
 
@@ -80,8 +91,17 @@ impl Encodings {
         let ids = places
             .iter()
             .map(|&place| self.row(place).map(<[_]>::to_vec));
+        let ids = ids.collect::<Result<Vec<_>>>()?.into();
+        let some = |kept: &Rows| Rows {
+            rows: places
+                .iter()
+                .map(|&place| kept.rows[place].clone())
+                .collect(),
+            ..kept.clone()
+        };
         Ok(Self {
-            ids: ids.collect::<Result<Vec<_>>>()?.into(),
+            ids,
+            precomputed: self.precomputed.as_ref().map(some),
             ..self.clone()
         })
     }
@@ -92,7 +112,44 @@ impl Encodings {
     /// [`Error::Data`](crate::Error::Data) for a place where there is none; no place at all.
     pub fn batch(&self, places: &[usize]) -> Result<TextBatch> {
         let rows = places.iter().map(|&place| self.row(place));
-        TextBatch::new(&rows.collect::<Result<Vec<_>>>()?, self.pad, &self.device)
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let mut batch = TextBatch::new(&rows, self.pad, &self.device)?;
+        if let Some(kept) = &self.precomputed {
+            batch.precomputed = Some(kept.of(places, batch.input_ids.dim(1)?, self)?);
+        }
+        Ok(batch)
+    }
+
+    /// The same texts with what `f` makes of each, [m, length, size] of m texts: the input of layer
+    /// `first` of the model whose weights have the mark `made_by`.
+    pub(crate) fn precomputed(
+        &self,
+        (first, made_by): (usize, Arc<[u32]>),
+        mut f: impl FnMut(&TextBatch) -> Result<Tensor>,
+    ) -> Result<Self> {
+        /// So many texts at a time keep memory small.
+        const BATCH: usize = 64;
+        let plain = Self {
+            precomputed: None,
+            ..self.clone()
+        };
+        let mut rows: Vec<Arc<[f32]>> = vec![Arc::from([]); self.len()];
+        for places in plain.by_length().chunks(BATCH) {
+            let hidden = f(&plain.batch(places)?)?;
+            for (row, &place) in places.iter().enumerate() {
+                let kept = hidden.get(row)?.narrow(0, 0, self.ids[place].len())?;
+                rows[place] = kept.flatten_all()?.to_vec1::<f32>()?.into();
+            }
+        }
+        let rows = rows.into();
+        Ok(Self {
+            precomputed: Some(Rows {
+                first,
+                made_by,
+                rows,
+            }),
+            ..plain
+        })
     }
 
     fn row(&self, place: usize) -> Result<&[u32]> {
@@ -172,8 +229,7 @@ impl Encodings {
             );
             return Err(refused("texts", problem));
         }
-        let mut order: Vec<usize> = (0..self.len()).collect();
-        order.sort_by_key(|&place| self.ids[place].len());
+        let order = self.by_length();
         let parts = order.chunks(batch).map(|places| f(&self.batch(places)?));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let mut back = vec![0u32; order.len()];
@@ -182,6 +238,13 @@ impl Encodings {
         }
         let back = Tensor::new(back, parts[0].device())?;
         Ok(Tensor::cat(&parts, 0)?.index_select(&back, 0)?)
+    }
+
+    /// All places, those of the shortest texts first.
+    fn by_length(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_by_key(|&place| self.ids[place].len());
+        order
     }
 
     /// The places of one epoch.
@@ -198,6 +261,24 @@ impl Encodings {
             grouped.extend(places.into_iter().flat_map(|place| batches[place]));
         }
         grouped
+    }
+}
+
+impl Rows {
+    /// Those of some texts, filled up with zeros to `length` tokens.
+    fn of(&self, places: &[usize], length: usize, texts: &Encodings) -> Result<Precomputed> {
+        let size = self.rows[places[0]].len() / texts.ids[places[0]].len();
+        let mut hidden = Vec::with_capacity(places.len() * length * size);
+        for (row, &place) in places.iter().enumerate() {
+            hidden.extend_from_slice(&self.rows[place]);
+            hidden.resize((row + 1) * length * size, 0f32);
+        }
+        let shape = (places.len(), length, size);
+        Ok(Precomputed {
+            first: self.first,
+            hidden: Tensor::from_vec(hidden, shape, &texts.device)?,
+            made_by: self.made_by.clone(),
+        })
     }
 }
 

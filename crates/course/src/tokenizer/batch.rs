@@ -1,5 +1,7 @@
 //! Texts of different lengths as one tensor.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::refused;
@@ -12,6 +14,19 @@ pub struct TextBatch {
     pub input_ids: Tensor,
     /// 1 where there is a token and 0 where there is padding, [n, length] of u8.
     pub attention_mask: Tensor,
+    /// What [`Bert::precompute`](crate::models::Bert::precompute) has kept of the texts.
+    pub(crate) precomputed: Option<Precomputed>,
+}
+
+/// What the lower layers of a model make of texts.
+#[derive(Clone, Debug)]
+pub(crate) struct Precomputed {
+    /// The first layer that is left to do.
+    pub first: usize,
+    /// What goes into it: [n, length, size].
+    pub hidden: Tensor,
+    /// The mark of the weights that made it.
+    pub made_by: Arc<[u32]>,
 }
 
 impl TextBatch {
@@ -51,6 +66,7 @@ impl TextBatch {
         Ok(Self {
             input_ids: Tensor::from_vec(ids, shape, device)?,
             attention_mask: Tensor::from_vec(mask, shape, device)?,
+            precomputed: None,
         })
     }
 

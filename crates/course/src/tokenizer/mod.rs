@@ -14,6 +14,7 @@ use tokenizers::{AddedToken, PostProcessor, TokenizerBuilder};
 
 use crate::{Error, Result};
 
+pub(crate) use batch::Precomputed;
 pub use batch::TextBatch;
 
 /// The token between two documents, as in GPT-2 and SmolLM2.

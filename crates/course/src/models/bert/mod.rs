@@ -1,6 +1,7 @@
 //! An encoder of the BERT family: MiniLM and its relatives.
 
 mod config;
+mod precompute;
 
 use std::fmt;
 
@@ -131,7 +132,8 @@ impl Bert {
 
     /// The last layer's vector of every token; `train` turns the adapters' dropout on.
     ///
-    /// Vectors of padding are there too and mean nothing.
+    /// Vectors of padding are there too and mean nothing. Where the texts are
+    /// [`precompute`](Self::precompute)d, the pass begins at the layer that is left to do.
     ///
     /// # Shapes
     ///
@@ -139,9 +141,16 @@ impl Bert {
     ///
     /// # Errors
     ///
-    /// Texts longer than `max_position_embeddings`, an id outside the vocabulary.
+    /// Texts longer than `max_position_embeddings`, an id outside the vocabulary; texts that were
+    /// precomputed with other weights.
     pub fn forward_t(&self, batch: &TextBatch, train: bool) -> Result<Tensor> {
-        self.forward_from(0, &self.embeddings(batch)?, batch, train)
+        match &batch.precomputed {
+            Some(kept) => {
+                self.check_precomputed(kept)?;
+                self.forward_from(kept.first, &kept.hidden, batch, train)
+            }
+            None => self.forward_from(0, &self.embeddings(batch)?, batch, train),
+        }
     }
 
     /// The vectors that go into the first layer: tokens, positions and segment, normed.

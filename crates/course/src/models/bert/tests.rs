@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use lora::{LoraConfig, LoraModel};
 
 use super::*;
+use crate::data::Encodings;
 use crate::models::Pretrained;
 use crate::rng::rng;
 
@@ -233,4 +234,101 @@ fn what_does_not_fit_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(said.contains("without a token"), "{said}");
+}
+
+/// Texts of one to four tokens, whose ids lie in the fixture's vocabulary.
+fn texts() -> Encodings {
+    let json = r##"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": null, "model": {"type": "WordLevel", "unk_token": "a",
+        "vocab": {"a": 3, "b": 17, "c": 21, "d": 39}}}"##;
+    let tokenizer = crate::tokenizer::Tokenizer::from_json(json.as_bytes()).unwrap();
+    Encodings::new(&["a", "b c d a", "c a", "d d b", "b"], &tokenizer, 8, &CPU).unwrap()
+}
+
+/// An adapter whose numbers are not zero.
+fn adapt(model: &mut LoraModel, name: &str, layers: Vec<usize>) {
+    let config = LoraConfig {
+        layers_to_transform: Some(layers),
+        ..LoraConfig::new(2, 4.0).with_targets(["query", "output.dense"])
+    };
+    model.add_adapter(name, &config, &mut rng(3)).unwrap();
+    for (name, var) in model.trainable_parameters() {
+        let fresh = rng(name.len() as u64).randn(var.dims(), &CPU).unwrap();
+        var.set(&(fresh * 0.3).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn precomputed_texts_give_what_texts_give() {
+    let (bert, mut model) = model();
+    let plain = texts();
+    let kept = bert.precompute(1, &plain).unwrap();
+    adapt(&mut model, "upper", vec![1]);
+    let places = [4, 1, 3, 0];
+    let some = (plain.at(&places).unwrap(), kept.at(&places).unwrap());
+    for (plain, kept) in [(plain, kept), some] {
+        for batch in [1, 3, 5] {
+            let of = |texts: &Encodings| texts.map(batch, |b| bert.embed(b, false)).unwrap();
+            assert!(gap(&of(&kept), &of(&plain)) < 1e-6);
+        }
+    }
+    // An adapter above is no hindrance, and gets the same gradients.
+    let (plain, kept) = (texts(), bert.precompute(1, &texts()).unwrap());
+    let loss = |texts: &Encodings| {
+        let pooled = bert.pool(&texts.batch(&[0, 1, 2]).unwrap(), true).unwrap();
+        pooled
+            .narrow(1, 0, 5)
+            .unwrap()
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+    };
+    let (ours, theirs) = (
+        loss(&kept).backward().unwrap(),
+        loss(&plain).backward().unwrap(),
+    );
+    for (name, var) in model.trainable_parameters() {
+        let off = gap(ours.get(&var).unwrap(), theirs.get(&var).unwrap());
+        assert!(off < 1e-5, "{name}: {off:e}");
+    }
+}
+
+#[test]
+fn what_was_precomputed_with_other_weights_is_refused() {
+    let (bert, mut lower) = model();
+    let kept = bert.precompute(1, &texts()).unwrap();
+    let said = |bert: &Bert| bert.embed(&kept.batch(&[0, 1]).unwrap(), false);
+    assert!(said(&bert).is_ok());
+
+    // The same weights in another model are as good.
+    let base = Pretrained::open(fixture()).unwrap();
+    let (other, vars) = base.trainable(&CPU, Bert::new, |_| true).unwrap();
+    assert!(said(&other).is_ok());
+    let below = [
+        "position",
+        "token_type",
+        "embeddings.LayerNorm.weight",
+        "layer.0.",
+    ];
+    for (name, var) in vars {
+        let counts = below.iter().any(|part| name.contains(part)) && !name.ends_with("bias");
+        let before = var.as_tensor().copy().unwrap();
+        var.set(&(&before + 1e-4).unwrap()).unwrap();
+        assert_eq!(said(&other).is_err(), counts, "{name}");
+        var.set(&before).unwrap();
+    }
+    assert!(said(&other).is_ok());
+
+    adapt(&mut lower, "lower", vec![0]);
+    let error = said(&bert).unwrap_err().to_string();
+    assert!(
+        error.contains("encoder.layer.0") && error.contains("lower"),
+        "{error}"
+    );
+    let error = bert.precompute(1, &texts()).unwrap_err().to_string();
+    assert!(error.contains("layers_to_transform"), "{error}");
+    let error = bert.precompute(3, &texts()).unwrap_err().to_string();
+    assert!(error.contains("no layer 3"), "{error}");
 }
