@@ -103,7 +103,7 @@ impl Classifier {
     ///
     /// # Shapes
     ///
-    /// x [n, features], `labels` [n] of u32; → a number.
+    /// x [n, features], `labels` (n) of u32; → a number.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Classifier {
     ///
     /// # Shapes
     ///
-    /// x [n, features], `labels` [n] of u32.
+    /// x [n, features], `labels` (n) of u32.
     ///
     /// # Errors
     ///

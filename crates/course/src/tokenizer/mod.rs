@@ -162,7 +162,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a text as the model reads it: with the special tokens that its
-    /// `tokenizer.json` puts around it, such as [CLS] and [SEP], and at most `max_length` with these.
+    /// `tokenizer.json` puts around it, such as `[CLS]` and `[SEP]`, and at most `max_length` with these.
     /// What is too long loses its end.
     ///
     /// # Errors

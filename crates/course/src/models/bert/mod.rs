@@ -248,7 +248,7 @@ impl Bert {
         Ok(h)
     }
 
-    /// A text's vector: the mean of its tokens' ones, [CLS] and [SEP] among them.
+    /// A text's vector: the mean of its tokens' ones, `[CLS]` and `[SEP]` among them.
     ///
     /// # Shapes
     ///
