@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use lora::{LoraEmbedding, LoraLinear};
 
-use super::{Bert, Layer};
+use super::{Bert, Layer, Norm};
 use crate::data::Encodings;
 use crate::tokenizer::Precomputed;
 use crate::{Error, Result};
@@ -108,20 +108,22 @@ impl Bert {
         }
     }
 
-    /// A number of every weight below `first`. Training or merging moves all numbers of a weight.
+    /// A number of every weight and bias below `first`. Training or merging moves all numbers.
     fn mark(&self, first: usize) -> Result<Arc<[u32]>> {
         let table = |table: &LoraEmbedding| table.base().embeddings().clone();
         let mut weights = vec![
             table(&self.position_embeddings),
             table(&self.token_type_embeddings),
-            self.norm.weight.clone(),
         ];
+        weights.extend(self.norm.both());
         for layer in self.below(first)? {
-            weights.extend(layer.linears().map(|linear| linear.base().weight().clone()));
-            weights.extend([
-                layer.attention_norm.weight.clone(),
-                layer.output_norm.weight.clone(),
-            ]);
+            for linear in layer.linears() {
+                let base = linear.base();
+                weights.push(base.weight().clone());
+                weights.extend(base.bias().cloned());
+            }
+            weights.extend(layer.attention_norm.both());
+            weights.extend(layer.output_norm.both());
         }
         weights.iter().map(first_bits).collect()
     }
@@ -137,6 +139,12 @@ impl Layer {
             &self.intermediate,
             &self.output,
         ]
+    }
+}
+
+impl Norm {
+    fn both(&self) -> [Tensor; 2] {
+        [self.weight.clone(), self.bias.clone()]
     }
 }
 
