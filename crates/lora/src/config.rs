@@ -246,14 +246,23 @@ impl LoraConfig {
     /// [`Error::Rank`] when a rank is 0, [`Error::Alpha`] when an α is NaN, infinite, zero or
     /// negative, [`Error::Dropout`] outside [0, 1), [`Error::Unsupported`] for options that
     /// exclude each other: `lora_bias` with DoRA, or with an initialisation that PEFT does not
-    /// allow beside it, and an odd rank with [`Init::Orthogonal`].
+    /// allow beside it, an odd rank with [`Init::Orthogonal`], and `layers_to_transform` or
+    /// `layers_pattern` beside targets that are no list.
     ///
     /// ```
-    /// use lora::LoraConfig;
+    /// use lora::{LoraConfig, TargetModules};
     ///
     /// assert!(LoraConfig::default().validate().is_ok());
     /// assert!(LoraConfig::new(0, 8.0).validate().is_err());
     /// assert!(LoraConfig::new(8, f64::NAN).validate().is_err());
+    ///
+    /// let upper = |targets: TargetModules| LoraConfig {
+    ///     layers_to_transform: Some(vec![4, 5]),
+    ///     ..LoraConfig::new(8, 16.0).with_targets(targets)
+    /// };
+    /// assert!(upper(["query", "value"].into()).validate().is_ok());
+    /// let error = upper(TargetModules::AllLinear).validate().unwrap_err().to_string();
+    /// assert!(error.contains("need a list in target_modules"), "{error}");
     /// ```
     pub fn validate(&self) -> Result<()> {
         let ranks = self.rank_pattern.iter().map(|(_, r)| *r);
@@ -293,7 +302,29 @@ impl LoraConfig {
                 "it splits an orthogonal r × r matrix into halves; use an even r",
             ));
         }
-        Ok(())
+        match self.contradiction() {
+            Some(why) => Err(unsupported("LoraConfig: these targets", why)),
+            None => Ok(()),
+        }
+    }
+
+    /// What PEFT refuses in the settings that choose layers; it would not load what is written.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        let by_name = !matches!(
+            self.target_modules,
+            Some(TargetModules::Regex(_) | TargetModules::AllLinear)
+        );
+        let narrowed = self.layers_to_transform.is_some() || !self.layers_pattern.is_empty();
+        if narrowed && !by_name {
+            return Some(
+                "layers_to_transform and layers_pattern need a list in target_modules; \
+                 put the numbers into the regular expression",
+            );
+        }
+        if !self.layers_pattern.is_empty() && self.layers_to_transform.is_none() {
+            return Some("layers_pattern needs layers_to_transform beside it");
+        }
+        None
     }
 }
 

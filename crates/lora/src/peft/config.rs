@@ -314,22 +314,8 @@ impl Fields {
             modules_to_save: self.names("modules_to_save", false)?,
             fan_in_fan_out: self.flag("fan_in_fan_out")?,
         };
-        // PEFT refuses the same; it would not load what is written from such a file.
-        let by_name = !matches!(
-            config.target_modules,
-            Some(TargetModules::Regex(_) | TargetModules::AllLinear)
-        );
-        let narrowed = config.layers_to_transform.is_some() || !config.layers_pattern.is_empty();
-        if narrowed && !by_name {
-            let why = "layers_to_transform and layers_pattern need a list in target_modules; \
-                       put the numbers into the regular expression";
+        if let Some(why) = config.contradiction() {
             return Err(bad_file(&self.path, why));
-        }
-        if !config.layers_pattern.is_empty() && config.layers_to_transform.is_none() {
-            return Err(bad_file(
-                &self.path,
-                "layers_pattern needs layers_to_transform beside it",
-            ));
         }
         Ok(config)
     }
