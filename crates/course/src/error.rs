@@ -1,5 +1,9 @@
 //! The one error type of this crate.
 
+use std::fmt::Display;
+use std::io;
+use std::path::Path;
+
 use thiserror::Error;
 
 /// Everything that can go wrong in the course's own rooms. The message says what to do.
@@ -107,8 +111,25 @@ pub enum Error {
         /// The file's path.
         path: String,
         /// What the operating system said.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+impl Error {
+    /// What the operating system said of a file: `std::fs::read(path).map_err(Error::file(path))`.
+    pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.display().to_string();
+        |source| Self::File { path, source }
+    }
+
+    /// A file that is not what it should be, and what to do about it.
+    pub(crate) fn damaged(path: impl Display, problem: &str, remedy: &str) -> Self {
+        let hint = format!("{problem}: {remedy}");
+        Self::File {
+            path: path.to_string(),
+            source: io::Error::new(io::ErrorKind::InvalidData, hint),
+        }
+    }
 }
 
 /// `Result` with this crate's [`enum@Error`].

@@ -116,10 +116,7 @@ fn append(path: &Path, line: &impl Serialize) -> Result<()> {
             .open(path)?
             .write_all(&bytes)
     };
-    write().map_err(|source| Error::File {
-        path: path.display().to_string(),
-        source,
-    })
+    write().map_err(Error::file(path))
 }
 
 #[cfg(test)]

@@ -124,10 +124,7 @@ impl Figure {
             "svg" => self.svg.as_bytes(),
             _ => return Err(self.wrong_ending(path)),
         };
-        write_whole(path, bytes).map_err(|source| Error::File {
-            path: path.display().to_string(),
-            source,
-        })
+        write_whole(path, bytes).map_err(Error::file(path))
     }
 
     /// Shows the figure in a notebook; evcxr calls this for the last value of a cell.

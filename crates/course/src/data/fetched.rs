@@ -23,20 +23,14 @@ pub fn fetched(name: &str) -> Result<PathBuf> {
 /// A file of a set, which is UTF-8.
 pub(super) fn lines_of(set: &str, file: &str) -> Result<String> {
     let path = fetched(set)?.join(file);
-    let bytes = std::fs::read(&path).map_err(|source| Error::File {
-        path: path.display().to_string(),
-        source,
-    })?;
+    let bytes = std::fs::read(&path).map_err(Error::file(&path))?;
     String::from_utf8(bytes).map_err(|_| damaged_set(set, file, "it is not UTF-8"))
 }
 
 /// The error of a set's file that is not what it should be.
 pub(super) fn damaged_set(set: &str, file: &str, problem: &str) -> Error {
-    let hint = format!("{problem}: get it anew with `cargo course data fetch {set}`");
-    Error::File {
-        path: format!("{set}/{file}"),
-        source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
-    }
+    let remedy = format!("get it anew with `cargo course data fetch {set}`");
+    Error::damaged(format_args!("{set}/{file}"), problem, &remedy)
 }
 
 /// A set's folder appears only when all its files are there.
@@ -62,10 +56,7 @@ fn within(home: &Path, name: &str) -> Result<PathBuf> {
 fn home(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<PathBuf> {
     let path = |name| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(home) = path("COURSE_HOME") {
-        return std::path::absolute(&home).map_err(|source| Error::File {
-            path: home.display().to_string(),
-            source,
-        });
+        return std::path::absolute(&home).map_err(Error::file(&home));
     }
     let cache = if cfg!(target_os = "macos") {
         path("HOME").map(|home| home.join("Library/Caches"))

@@ -1,5 +1,6 @@
 //! The same texts in several languages.
 
+use super::text::decode;
 use super::{Texts, damaged, read, refused};
 use crate::Result;
 
@@ -54,7 +55,7 @@ pub struct Emoji {
 pub fn emoji(language: &str) -> Result<Emoji> {
     known(language)?;
     let file = format!("text/emoji/{language}.tsv");
-    emoji_of(&file, &utf8(&file)?)
+    emoji_of(&file, &decode(&file, read(&file)?)?)
 }
 
 /// The articles of the Universal Declaration of Human Rights in one of the [`LANGUAGES`]: 50
@@ -78,7 +79,7 @@ pub fn emoji(language: &str) -> Result<Emoji> {
 pub fn declaration(language: &str) -> Result<Vec<String>> {
     known(language)?;
     let file = format!("text/declaration/{language}.txt");
-    declaration_of(&file, &utf8(&file)?)
+    declaration_of(&file, &decode(&file, read(&file)?)?)
 }
 
 fn known(language: &str) -> Result<()> {
@@ -90,10 +91,6 @@ fn known(language: &str) -> Result<()> {
         LANGUAGES.join(", ")
     );
     Err(refused(language, problem))
-}
-
-fn utf8(file: &str) -> Result<String> {
-    String::from_utf8(read(file)?).map_err(|_| damaged(file, "it is not UTF-8"))
 }
 
 /// A line is sign, hexcode, group, name and tags, with tabs between them and `|` between tags.
@@ -159,7 +156,8 @@ mod tests {
             let place = emoji.characters.iter().position(|c| c == "🐕️");
             assert_eq!(emoji.texts.texts[place.unwrap_or(0)], dog, "{language}");
             // The hexcodes, which the source joins languages by.
-            let table = utf8(&format!("text/emoji/{language}.tsv"))?;
+            let file = format!("text/emoji/{language}.tsv");
+            let table = decode(&file, read(&file)?)?;
             for (line, character) in table.lines().zip(&english.characters) {
                 let points = line.split('\t').nth(1).unwrap_or_default().split('-');
                 let points = points.map(|point| u32::from_str_radix(point, 16).unwrap());

@@ -52,19 +52,13 @@ pub fn folder() -> PathBuf {
 /// A file of the checkout's `data/`.
 pub(crate) fn read(name: &str) -> Result<Vec<u8>> {
     let path = folder().join(name);
-    std::fs::read(&path).map_err(|source| Error::File {
-        path: path.display().to_string(),
-        source,
-    })
+    std::fs::read(&path).map_err(Error::file(&path))
 }
 
 /// The error of a file of `data/` that is not what it should be.
 pub(crate) fn damaged(name: &str, problem: &str) -> Error {
-    let hint = format!("{problem}: get it back with `git restore data`");
-    Error::File {
-        path: format!("data/{name}"),
-        source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
-    }
+    let path = format_args!("data/{name}");
+    Error::damaged(path, problem, "get it back with `git restore data`")
 }
 
 /// The error of data that cannot be had as it was asked for.

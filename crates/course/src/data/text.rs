@@ -58,7 +58,8 @@ pub fn text(name: &str) -> Result<Corpus> {
     })
 }
 
-fn decode(file: &str, bytes: Vec<u8>) -> Result<String> {
+/// The text of a file that is UTF-8 and not empty.
+pub(super) fn decode(file: &str, bytes: Vec<u8>) -> Result<String> {
     let text = String::from_utf8(bytes).map_err(|_| damaged(file, "it is not UTF-8"))?;
     if text.trim().is_empty() {
         return Err(damaged(file, "it is empty"));

@@ -179,10 +179,7 @@ impl Classifier {
     /// ```
     pub fn open(file: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let path = file.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| Error::File {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let bytes = std::fs::read(path).map_err(Error::file(path))?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
         let (weight, bias) = (tensors.get(WEIGHT), tensors.get(BIAS));
         let (Some(weight), Some(bias)) = (weight, bias) else {

@@ -14,3 +14,16 @@ pub use classifier::Classifier;
 pub use cnn::{Cnn, CnnConfig};
 pub use llama::{GenerationConfig, Llama, LlamaConfig};
 pub use pretrained::{ModelConfig, Pretrained};
+
+/// What the models' tests share.
+#[cfg(test)]
+mod testing {
+    use candle_core::Tensor;
+
+    /// The largest difference, relative to the largest expected number.
+    pub fn gap(got: &Tensor, want: &Tensor) -> f32 {
+        let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+        assert_eq!(got.dims(), want.dims());
+        largest((got - want).unwrap()).unwrap() / largest(want.clone()).unwrap()
+    }
+}

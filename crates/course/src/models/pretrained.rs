@@ -95,10 +95,7 @@ impl Pretrained {
         for file in ["config.json", "model.safetensors"] {
             let path = folder.join(file);
             // Says what keeps it from being read.
-            std::fs::File::open(&path).map_err(|source| Error::File {
-                path: path.display().to_string(),
-                source,
-            })?;
+            std::fs::File::open(&path).map_err(Error::file(&path))?;
         }
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -213,30 +210,18 @@ impl Pretrained {
     /// ```
     pub fn weights_bytes(&self) -> Result<u64> {
         let path = self.folder.join("model.safetensors");
-        match std::fs::metadata(&path) {
-            Ok(metadata) => Ok(metadata.len()),
-            Err(source) => Err(Error::File {
-                path: path.display().to_string(),
-                source,
-            }),
-        }
+        let metadata = std::fs::metadata(&path).map_err(Error::file(&path))?;
+        Ok(metadata.len())
     }
 
     /// A file of the folder.
     pub(super) fn read(&self, file: &str) -> Result<Vec<u8>> {
         let path = self.folder.join(file);
-        std::fs::read(&path).map_err(|source| Error::File {
-            path: path.display().to_string(),
-            source,
-        })
+        std::fs::read(&path).map_err(Error::file(&path))
     }
 
     /// The error of a file that is not what it should be.
     pub(super) fn damaged(&self, file: &str, problem: &str) -> Error {
-        let hint = format!("{problem}: {}", self.remedy);
-        Error::File {
-            path: self.folder.join(file).display().to_string(),
-            source: std::io::Error::new(std::io::ErrorKind::InvalidData, hint),
-        }
+        Error::damaged(self.folder.join(file).display(), problem, &self.remedy)
     }
 }

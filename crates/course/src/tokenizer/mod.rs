@@ -113,10 +113,7 @@ impl Tokenizer {
     /// A file that cannot be read or is no tokenizer.
     pub fn open(file: impl AsRef<Path>) -> Result<Self> {
         let file = file.as_ref();
-        let bytes = std::fs::read(file).map_err(|source| Error::File {
-            path: file.display().to_string(),
-            source,
-        })?;
+        let bytes = std::fs::read(file).map_err(Error::file(file))?;
         Self::from_json(&bytes).map_err(|error| refused(format!("{}: {error}", file.display())))
     }
 

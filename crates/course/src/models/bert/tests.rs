@@ -8,6 +8,7 @@ use lora::{LoraConfig, LoraModel};
 use super::*;
 use crate::data::Encodings;
 use crate::models::Pretrained;
+use crate::models::testing::gap;
 use crate::rng::rng;
 
 const CPU: Device = Device::Cpu;
@@ -29,12 +30,6 @@ fn model() -> (Bert, LoraModel) {
 fn batch() -> TextBatch {
     let ids = case()["input"].to_dtype(DType::U32).unwrap();
     TextBatch::new(&ids.to_vec2::<u32>().unwrap(), 0, &CPU).unwrap()
-}
-
-fn gap(got: &Tensor, want: &Tensor) -> f32 {
-    let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
-    assert_eq!(got.dims(), want.dims());
-    largest((got - want).unwrap()).unwrap() / largest(want.clone()).unwrap()
 }
 
 #[test]

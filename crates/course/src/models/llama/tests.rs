@@ -5,6 +5,7 @@ use candle_core::{DType, IndexOp};
 use candle_nn::VarBuilder;
 
 use super::*;
+use crate::models::testing::gap;
 use crate::rng::rng;
 
 /// A tiny model of transformers with an adapter of PEFT's; how it was made stands beside it.
@@ -30,12 +31,6 @@ fn model(tied: bool) -> (Llama, lora::LoraModel) {
         Llama::new(&config, &builder).unwrap(),
         builder.model().unwrap(),
     )
-}
-
-fn gap(got: &Tensor, want: &Tensor) -> f32 {
-    let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
-    assert_eq!(got.dims(), want.dims());
-    largest((got - want).unwrap()).unwrap() / largest(want.clone()).unwrap()
 }
 
 #[test]
