@@ -107,15 +107,22 @@ fn kernel_tests(home: &Home, checkout: &Checkout, environment: &Environment) -> 
     Ok(status.success())
 }
 
+/// Two notebooks at a time: while one waits for the compiler, which is busy on one core, the other
+/// computes.
+const JOBS: usize = 2;
+
+/// Seconds that one cell may take while another notebook runs beside it.
+const TIMEOUT: u32 = 240;
+
 fn notebooks(home: &Home, checkout: &Checkout, environment: &Environment) -> Result<bool> {
     let notebooks = notebook::select(checkout, &[])?;
     let plan = run::Plan {
         notebooks: &notebooks,
-        jobs: 1,
+        jobs: JOBS,
         exercises: true,
         write: None,
         device: "cpu",
-        timeout: 120,
+        timeout: TIMEOUT,
     };
     let outcomes = run::execute(home, environment, &plan)?;
     print!("{}", run::summary(&outcomes));

@@ -8,7 +8,7 @@
 //!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
 //! - models: [`Checkpoint`], [`Pretrained`], [`Llama`], [`LlamaConfig`], [`GenerationConfig`],
 //!   [`Bert`], [`BertConfig`], [`Classifier`], [`Cnn`], [`CnnConfig`], and [`Tokens`],
-//!   [`Encodings`] and [`Tokenizer`] to feed them;
+//!   [`Encodings`], [`Labelled`] and [`Tokenizer`] to feed them;
 //! - training: [`Training`], [`History`], [`Schedule`], [`ParameterGroup`], and [`optim`](mod@optim)
 //!   for the rest, such as [`optim::loraplus_groups`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
@@ -47,7 +47,7 @@ pub use lora::{
     LoraEmbedding, LoraLinear, LoraModel, LoraMultiHeadAttention, ParameterCount, TargetModules,
 };
 
-pub use crate::data::{Encodings, Tokens};
+pub use crate::data::{Encodings, Labelled, Tokens};
 pub use crate::models::{
     Bert, BertConfig, Checkpoint, Classifier, Cnn, CnnConfig, GenerationConfig, Llama, LlamaConfig,
     Pretrained,

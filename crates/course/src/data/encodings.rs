@@ -106,6 +106,49 @@ impl Encodings {
         })
     }
 
+    /// Several sets on end. What [`Bert::precompute`](crate::models::Bert::precompute) has kept stays.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) when there is no set; when two belong to different
+    /// tokenizers, or were precomputed with different weights, up to different layers, or not both.
+    pub fn concat(sets: &[&Self]) -> Result<Self> {
+        let Some((first, others)) = sets.split_first() else {
+            return Err(refused(
+                "texts",
+                "there is no set to join; give at least one",
+            ));
+        };
+        let mark = |set: &Self| {
+            let kept = set.precomputed.as_ref();
+            kept.map(|kept| (kept.first, kept.made_by.clone()))
+        };
+        if others.iter().any(|set| set.pad != first.pad) {
+            let problem = "sets of different tokenizers cannot be joined; read all with one";
+            return Err(refused("texts", problem));
+        }
+        if others.iter().any(|set| mark(set) != mark(first)) {
+            let problem = "sets that were not precomputed by the same layers cannot be joined; \
+                           precompute all with the same model, or none";
+            return Err(refused("texts", problem));
+        }
+        let rows = |kept: &Rows| Rows {
+            rows: sets
+                .iter()
+                .filter_map(|set| set.precomputed.as_ref())
+                .flat_map(|kept| kept.rows.iter().cloned())
+                .collect(),
+            ..kept.clone()
+        };
+        Ok(Self {
+            ids: sets
+                .iter()
+                .flat_map(|set| set.ids.iter().cloned())
+                .collect(),
+            precomputed: first.precomputed.as_ref().map(rows),
+            ..(*first).clone()
+        })
+    }
+
     /// The texts at some places as one batch.
     ///
     /// # Errors

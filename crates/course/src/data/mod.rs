@@ -8,6 +8,7 @@
 //! - [`newsgroups`](fn@newsgroups) and [`newswire`](fn@newswire): texts by their topic;
 //! - [`Tokens`]: a stream of token ids, cut into windows for a language model;
 //! - [`Encodings`]: texts as token ids, in batches for an encoder;
+//! - [`Labelled`]: the same with a class each; [`rows`](fn@rows): rows of a tensor by their places;
 //! - [`fetched`](fn@fetched): the folder of what is too large to be committed.
 //!
 //! Every committed file lies in the checkout's `data/`, with its source and licence in
@@ -18,6 +19,7 @@ mod digits;
 mod encodings;
 mod fashion;
 mod fetched;
+mod labelled;
 mod languages;
 mod sentiment;
 mod text;
@@ -29,6 +31,7 @@ pub use digits::{Digits, digits};
 pub use encodings::{Encodings, TextBatches};
 pub use fashion::{FASHION_NAMES, Fashion, Images, fashion};
 pub use fetched::fetched;
+pub use labelled::Labelled;
 pub use languages::{EMOJI_GROUPS, Emoji, LANGUAGES, declaration, emoji};
 pub use sentiment::{DOMAINS, SENTIMENT_NAMES, sentiment};
 pub use text::{Corpus, text};
@@ -69,8 +72,22 @@ fn refused(name: &str, problem: impl Into<String>) -> Error {
     }
 }
 
-/// The rows of a tensor at some places, in that order.
-fn rows(tensor: &Tensor, places: &[usize]) -> Result<Tensor> {
+/// The rows of a tensor at some places, in that order: vectors or labels of some texts.
+///
+/// # Shapes
+/// `tensor` [n, …], k places → [k, …].
+///
+/// # Errors
+/// A place beyond the last row; what candle reports.
+///
+/// ```
+/// use course::{candle_core::{Device, Tensor}, data};
+///
+/// let labels = Tensor::new(&[7u32, 8, 9], &Device::Cpu)?;
+/// assert_eq!(data::rows(&labels, &[2, 0])?.to_vec1::<u32>()?, [9, 7]);
+/// # Ok::<(), course::Error>(())
+/// ```
+pub fn rows(tensor: &Tensor, places: &[usize]) -> Result<Tensor> {
     let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
     let places = Tensor::new(places, tensor.device())?;
     Ok(tensor.index_select(&places, 0)?)

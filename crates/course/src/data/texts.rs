@@ -1,8 +1,8 @@
 //! Texts that belong to classes.
 
 use super::refused;
-use crate::Result;
-use crate::rng::rng;
+use crate::rng::{Rng, rng};
+use crate::{Error, Result};
 use std::collections::{HashMap, HashSet};
 
 /// Texts with labels.
@@ -100,7 +100,10 @@ impl Texts {
 
     /// How many texts each class has.
     pub fn counts(&self) -> Vec<usize> {
-        self.places().iter().map(Vec::len).collect()
+        places(&self.names, &self.labels)
+            .iter()
+            .map(Vec::len)
+            .collect()
     }
 
     /// `per_class` texts of each class, drawn with the seed and shuffled. With the same seed, a
@@ -109,22 +112,32 @@ impl Texts {
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) when a class has fewer; it names the class.
     pub fn balanced(&self, per_class: usize, seed: u64) -> Result<Self> {
-        let mut rng = rng(seed);
-        let mut drawn = Vec::with_capacity(per_class * self.names.len());
-        for (name, places) in self.names.iter().zip(self.places()) {
-            if places.len() < per_class {
-                let problem = format!(
-                    "there are {} texts of class \"{name}\", and you ask for {per_class} of each",
-                    places.len()
-                );
-                return Err(refused("texts", problem));
-            }
-            let order = rng.permutation(places.len());
-            drawn.extend(order[..per_class].iter().map(|&i| places[i]));
-        }
-        let order = rng.permutation(drawn.len());
-        let drawn: Vec<usize> = order.iter().map(|&i| drawn[i]).collect();
+        let drawn = balanced(&self.names, &self.labels, per_class, &mut rng(seed))?;
         self.at(&drawn)
+    }
+
+    /// The first `per_class` texts of each class (all, where there are fewer), and the rest.
+    ///
+    /// # Errors
+    /// None for texts made by [`new`](Self::new).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), course::Error> {
+    /// let emoji = course::data::emoji("en")?.texts;
+    /// let (choose, learn) = emoji.split(20)?;
+    /// assert_eq!(choose.counts(), [20; 6]);
+    /// assert_eq!(choose.len() + learn.len(), emoji.len());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn split(&self, per_class: usize) -> Result<(Self, Self)> {
+        let mut seen = vec![0; self.names.len()];
+        let (first, rest): (Vec<usize>, Vec<usize>) = (0..self.len()).partition(|&place| {
+            let seen = &mut seen[self.labels[place] as usize];
+            *seen += 1;
+            *seen <= per_class
+        });
+        Ok((self.at(&first)?, self.at(&rest)?))
     }
 
     /// Several sets with the same classes on end.
@@ -148,12 +161,7 @@ impl Texts {
             ));
         };
         if let Some(other) = sets.iter().find(|set| set.names != first.names) {
-            let problem = format!(
-                "sets with other classes cannot be joined: {} and {}",
-                first.names.join(", "),
-                other.names.join(", ")
-            );
-            return Err(refused("texts", problem));
+            return Err(other_classes(&first.names, &other.names));
         }
         Self::new(
             sets.iter().flat_map(|set| set.texts.clone()).collect(),
@@ -161,17 +169,47 @@ impl Texts {
             first.names.clone(),
         )
     }
+}
 
-    /// The places of each class's texts.
-    fn places(&self) -> Vec<Vec<usize>> {
-        let mut places = vec![Vec::new(); self.names.len()];
-        for (place, &label) in self.labels.iter().enumerate() {
-            if let Some(class) = places.get_mut(label as usize) {
-                class.push(place);
-            }
+/// The error of sets that cannot be joined.
+pub(super) fn other_classes(one: &[String], other: &[String]) -> Error {
+    let (one, other) = (one.join(", "), other.join(", "));
+    let problem = format!("sets with other classes cannot be joined: {one} and {other}");
+    refused("texts", problem)
+}
+
+/// The places of each class's labels.
+fn places(names: &[String], labels: &[u32]) -> Vec<Vec<usize>> {
+    let mut places = vec![Vec::new(); names.len()];
+    for (place, &label) in labels.iter().enumerate() {
+        if let Some(class) = places.get_mut(label as usize) {
+            class.push(place);
         }
-        places
     }
+    places
+}
+
+/// The places of `per_class` labels of each class, in random order.
+pub(super) fn balanced(
+    names: &[String],
+    labels: &[u32],
+    per_class: usize,
+    rng: &mut Rng,
+) -> Result<Vec<usize>> {
+    let mut drawn = Vec::with_capacity(per_class * names.len());
+    for (name, places) in names.iter().zip(places(names, labels)) {
+        if places.len() < per_class {
+            let problem = format!(
+                "there are {} texts of class \"{name}\", and you ask for {per_class} of each",
+                places.len()
+            );
+            return Err(refused("texts", problem));
+        }
+        let order = rng.permutation(places.len());
+        drawn.extend(order[..per_class].iter().map(|&i| places[i]));
+    }
+    let order = rng.permutation(drawn.len());
+    Ok(order.iter().map(|&i| drawn[i]).collect())
 }
 
 impl TextSet {
@@ -276,6 +314,17 @@ pub(super) mod tests {
             said.contains("20 texts of class \"a\"") && said.contains("21"),
             "{said}"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_split_takes_the_first_of_each_class() -> Result<()> {
+        let texts = of(&["p", "q", "r", "s", "t"], &[0, 1, 1, 1, 0]);
+        let (first, rest) = texts.split(1)?;
+        assert_eq!(first, of(&["p", "q"], &[0, 1]));
+        assert_eq!(rest, of(&["r", "s", "t"], &[1, 1, 0]));
+        assert_eq!(texts.split(2)?.1, of(&["s"], &[1]));
+        assert_eq!(texts.split(3)?, (texts.clone(), of(&[], &[])));
         Ok(())
     }
 
