@@ -165,12 +165,12 @@ mod tests {
         };
         let one = read(&["x", "xx"], &[0, 1], ["a", "b"])?;
         let two = read(&["xxx"], &[1], ["a", "b"])?;
-        let both = Labelled::concat(&[&one, &two, &one])?;
-        assert_eq!(both.labels.to_vec1::<u32>()?, [0, 1, 1, 0, 1]);
+        let both = Labelled::concat(&[&two, &one, &one])?;
+        assert_eq!(both.labels.to_vec1::<u32>()?, [1, 0, 1, 0, 1]);
         let lengths = both
             .texts
             .map(2, |batch| Ok(batch.attention_mask.sum(1)?))?;
-        assert_eq!(lengths.to_vec1::<u8>()?, [1, 2, 3, 1, 2]);
+        assert_eq!(lengths.to_vec1::<u8>()?, [3, 1, 2, 1, 2]);
         let other = read(&["x"], &[0], ["a", "c"])?;
         let said = Labelled::concat(&[&one, &other]).unwrap_err().to_string();
         assert!(said.contains("a, b and a, c"), "{said}");

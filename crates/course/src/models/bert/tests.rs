@@ -233,10 +233,16 @@ fn what_does_not_fit_is_refused() {
 
 /// Texts of one to four tokens, whose ids lie in the fixture's vocabulary.
 fn texts() -> Encodings {
-    let json = r##"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+    texts_padded_with("null")
+}
+
+/// The same of a tokenizer with this padding.
+fn texts_padded_with(padding: &str) -> Encodings {
+    let json = r##"{"version": "1.0", "truncation": null, "padding": PADDING, "added_tokens": [],
         "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
         "decoder": null, "model": {"type": "WordLevel", "unk_token": "a",
         "vocab": {"a": 3, "b": 17, "c": 21, "d": 39}}}"##;
+    let json = json.replace("PADDING", padding);
     let tokenizer = crate::tokenizer::Tokenizer::from_json(json.as_bytes()).unwrap();
     Encodings::new(&["a", "b c d a", "c a", "d d b", "b"], &tokenizer, 8, &CPU).unwrap()
 }
@@ -264,6 +270,13 @@ fn precomputed_texts_give_what_texts_give() {
     let some = (plain.at(&places).unwrap(), kept.at(&places).unwrap());
     let join = |one: &Encodings, two| Encodings::concat(&[one, two]).unwrap();
     let joined = (join(&plain, &some.0), join(&kept, &some.1));
+    let padding = r#"{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of":
+        null, "pad_id": 17, "pad_type_id": 0, "pad_token": "b"}"#;
+    let other = Encodings::concat(&[&plain, &texts_padded_with(padding)]).unwrap_err();
+    assert!(
+        other.to_string().contains("different tokenizers"),
+        "{other}"
+    );
     assert!(Encodings::concat(&[&plain, &kept]).is_err());
     assert!(Encodings::concat(&[&kept, &bert.precompute(0, &plain).unwrap()]).is_err());
     for (plain, kept) in [(plain, kept), some, joined] {
