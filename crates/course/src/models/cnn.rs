@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use candle_core::{D, DType, Device, Module, Tensor};
+use candle_core::{Device, Module, Tensor};
 use candle_nn::Conv2dConfig;
 use lora::ops;
 use lora::{LoraBuilder, LoraConv2d, LoraLinear};
 use serde::{Deserialize, Serialize};
 
+use super::accuracy::accuracy;
+use crate::Result;
 use crate::chart::grouped;
 use crate::rng::Rng;
-use crate::{Error, Result};
 
 /// The sizes of a [`Cnn`].
 ///
@@ -187,25 +188,9 @@ impl Cnn {
     ///
     /// As [`loss`](Self::loss); no image at all.
     pub fn accuracy(&self, images: &Tensor, labels: &Tensor) -> Result<f64> {
-        /// So many at a time keep memory small.
-        const CHUNK: usize = 250;
-        let n = images.dim(0)?;
-        if n == 0 {
-            return Err(Error::Model {
-                model: "Cnn::accuracy",
-                problem: "there is no image to read".to_string(),
-            });
-        }
-        let mut right = 0.0;
-        for start in (0..n).step_by(CHUNK) {
-            let count = CHUNK.min(n - start);
-            let logits = self.forward_t(&images.narrow(0, start, count)?, false)?;
-            let hits = logits
-                .argmax(D::Minus1)?
-                .eq(&labels.narrow(0, start, count)?)?;
-            right += hits.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
-        }
-        Ok(right / n as f64)
+        accuracy("Cnn::accuracy", images, labels, |images| {
+            self.forward_t(images, false)
+        })
     }
 
     /// The first convolution, whose filters can be looked at.

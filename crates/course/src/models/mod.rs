@@ -1,12 +1,15 @@
 //! The models of the lessons, built so that LoRA can sit on any of their layers, and their
 //! trained weights.
 
+mod accuracy;
 mod bert;
 mod checkpoint;
 mod classifier;
 mod cnn;
 mod llama;
+mod norm;
 mod pretrained;
+mod vit;
 
 pub use bert::{Bert, BertConfig, HiddenAct};
 pub use checkpoint::{Card, Checkpoint};
@@ -14,6 +17,7 @@ pub use classifier::Classifier;
 pub use cnn::{Cnn, CnnConfig};
 pub use llama::{GenerationConfig, Llama, LlamaConfig};
 pub use pretrained::{ModelConfig, Pretrained};
+pub use vit::{ViT, ViTConfig};
 
 /// What the models' tests share.
 #[cfg(test)]

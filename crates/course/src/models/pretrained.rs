@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use lora::{LoraBuilder, LoraModel};
 
-use super::{BertConfig, CnnConfig, LlamaConfig};
+use super::{BertConfig, CnnConfig, LlamaConfig, ViTConfig};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, data};
 
@@ -31,6 +31,12 @@ impl ModelConfig for LlamaConfig {
 }
 
 impl ModelConfig for BertConfig {
+    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
+}
+
+impl ModelConfig for ViTConfig {
     fn from_json(json: &[u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(json)
     }

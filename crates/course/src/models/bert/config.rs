@@ -31,7 +31,7 @@ pub enum HiddenAct {
 }
 
 impl HiddenAct {
-    pub(super) fn forward(self, x: &Tensor) -> lora::Result<Tensor> {
+    pub(in crate::models) fn forward(self, x: &Tensor) -> lora::Result<Tensor> {
         match self {
             Self::Gelu => ops::gelu_erf(x),
             Self::GeluTanh => ops::gelu(x),

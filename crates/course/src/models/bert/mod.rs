@@ -9,6 +9,7 @@ use candle_core::{Module, Tensor};
 use lora::ops::{self, AttentionMask};
 use lora::{LoraBuilder, LoraEmbedding, LoraLinear};
 
+use super::norm::Norm;
 use crate::chart::grouped;
 use crate::tokenizer::TextBatch;
 use crate::{Error, Result};
@@ -61,14 +62,6 @@ pub struct Bert {
     pooler: Option<LoraLinear>,
 }
 
-/// A layer norm's scale and shift.
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
 #[derive(Debug)]
 struct Layer {
     query: LoraLinear,
@@ -96,6 +89,7 @@ impl Bert {
             false => builder.clone(),
         };
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let norm = |b: LoraBuilder<'_>| Norm::new(hidden, config.layer_norm_eps, &b);
         let layer = |number: usize| -> Result<Layer> {
             let b = builder.pp("encoder").pp("layer").pp(number);
             let attention = b.pp("attention");
@@ -105,10 +99,10 @@ impl Bert {
                 key: of.pp("key").linear(hidden, hidden)?,
                 value: of.pp("value").linear(hidden, hidden)?,
                 attention_output: out.pp("dense").linear(hidden, hidden)?,
-                attention_norm: Norm::new(config, &out.pp("LayerNorm"))?,
+                attention_norm: norm(out.pp("LayerNorm"))?,
                 intermediate: b.pp("intermediate").pp("dense").linear(hidden, inner)?,
                 output: b.pp("output").pp("dense").linear(inner, hidden)?,
-                output_norm: Norm::new(config, &b.pp("output").pp("LayerNorm"))?,
+                output_norm: norm(b.pp("output").pp("LayerNorm"))?,
             })
         };
         let (table, pooler) = (builder.pp("embeddings"), builder.pp("pooler").pp("dense"));
@@ -121,7 +115,7 @@ impl Bert {
             word_embeddings: embedding("word_embeddings", config.vocab_size)?,
             position_embeddings: embedding("position_embeddings", config.max_position_embeddings)?,
             token_type_embeddings: embedding("token_type_embeddings", config.type_vocab_size)?,
-            norm: Norm::new(config, &table.pp("LayerNorm"))?,
+            norm: norm(table.pp("LayerNorm"))?,
             layers: (0..config.num_hidden_layers)
                 .map(layer)
                 .collect::<Result<_>>()?,
@@ -306,30 +300,6 @@ impl Bert {
     #[must_use]
     pub fn config(&self) -> &BertConfig {
         &self.config
-    }
-}
-
-impl Norm {
-    fn new(config: &BertConfig, builder: &LoraBuilder<'_>) -> Result<Self> {
-        let vb = builder.vb();
-        let (weight, bias) = match vb.contains_tensor("gamma") {
-            true => ("gamma", "beta"),
-            false => ("weight", "bias"),
-        };
-        Ok(Self {
-            weight: vb.get(config.hidden_size, weight)?,
-            bias: vb.get(config.hidden_size, bias)?,
-            eps: config.layer_norm_eps,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::layer_norm(
-            x,
-            &self.weight,
-            Some(&self.bias),
-            self.eps,
-        )?)
     }
 }
 

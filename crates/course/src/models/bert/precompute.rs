@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use lora::{LoraEmbedding, LoraLinear};
 
-use super::{Bert, Layer, Norm};
+use super::{Bert, Layer};
 use crate::data::Encodings;
 use crate::tokenizer::Precomputed;
 use crate::{Error, Result};
@@ -139,12 +139,6 @@ impl Layer {
             &self.intermediate,
             &self.output,
         ]
-    }
-}
-
-impl Norm {
-    fn both(&self) -> [Tensor; 2] {
-        [self.weight.clone(), self.bias.clone()]
     }
 }
 
