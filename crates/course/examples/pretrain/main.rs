@@ -1,8 +1,10 @@
 //! Trains the base models of the lessons: `cargo course pretrain NAME`.
 
 mod cnn;
+mod fashion;
 mod llama;
 mod store;
+mod vit;
 
 use std::process::ExitCode;
 
@@ -10,10 +12,11 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Training = fn() -> Result<()>;
 
 /// Every checkpoint: its name and what trains it.
-const ALL: [(&str, Training); 3] = [
+const ALL: [(&str, Training); 4] = [
     ("sotu-lm", llama::base),
     ("sotu-lm-kjv", llama::tuned),
     ("fashion-cnn", cnn::base),
+    ("fashion-vit", vit::base),
 ];
 
 fn main() -> ExitCode {
