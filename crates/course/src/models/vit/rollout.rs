@@ -24,12 +24,15 @@ impl ViT {
     ///
     /// ```
     /// use course::prelude::*;
+    /// use course::candle_nn::VarBuilder;
     ///
-    /// let (vit, _) = Checkpoint::open("fashion-vit")?.frozen(&Device::Cpu, ViT::new)?;
+    /// let config = ViTConfig::fashion();
+    /// let weights = config.random_weights(&mut rng(1), &Device::Cpu)?.into_iter().collect();
+    /// let builder = LoraBuilder::new(VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu));
+    /// let vit = ViT::new(&config, &builder)?;
     /// let images = data::fashion(&Device::Cpu)?.test.take(2)?.images;
     /// let shares = vit.attention_rollout(&images)?;
-    /// let side = vit.config().side();
-    /// assert_eq!(shares.dims(), [2, side, side]);
+    /// assert_eq!(shares.dims(), [2, config.side(), config.side()]);
     /// assert!(shares.get(0)?.sum_all()?.to_scalar::<f32>()? < 1.0);
     /// # Ok::<(), course::Error>(())
     /// ```
