@@ -51,9 +51,25 @@ fn fashion_cnn_is_as_good_as_its_card_says() {
 }
 
 #[test]
+fn fashion_vit_is_as_good_as_its_card_says() {
+    let checkpoint = Checkpoint::open("fashion-vit").unwrap();
+    let (vit, model) = checkpoint.frozen(&Device::Cpu, ViT::new).unwrap();
+    assert_eq!(vit.config(), &ViTConfig::fashion());
+    assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
+    let test = data::fashion(&Device::Cpu).unwrap().test;
+    let accuracy = vit.accuracy(&test.images, &test.labels).unwrap();
+    let want = checkpoint.card().held_out["accuracy"];
+    // Sums in another order may turn one image of the 2,000.
+    assert!((accuracy - want).abs() < 0.001, "{accuracy}, not {want}");
+}
+
+#[test]
 fn a_name_that_does_not_exist_is_told_with_those_that_do() {
     for name in ["", "sotu", "../checkpoints/sotu-lm", "/"] {
         let error = Checkpoint::open(name).unwrap_err().to_string();
-        assert!(error.contains("fashion-cnn, sotu-lm"), "{error}");
+        assert!(
+            error.contains("fashion-cnn, fashion-vit, sotu-lm"),
+            "{error}"
+        );
     }
 }
