@@ -1,9 +1,14 @@
-//! The singular value decomposition, which says how much of a matrix fits into rank r.
+//! The singular value decomposition, which says how much of a matrix fits into rank r, and the
+//! distance of two clouds of points.
+
+mod frechet;
 
 use candle_core::{DType, Device, Tensor};
 use nalgebra::DMatrix;
 
 use crate::{Error, Result};
+
+pub use frechet::frechet_distance;
 
 /// A matrix taken apart: M = U · diag(s) · Vᵀ, from [`svd`].
 ///
@@ -126,6 +131,16 @@ type Parts = nalgebra::SVD<f64, nalgebra::Dyn, nalgebra::Dyn>;
 
 /// The decomposition, and the order that puts the largest value first.
 fn decompose(matrix: &Tensor, vectors: bool) -> Result<(Parts, Vec<usize>)> {
+    let parts = dense(matrix)?
+        .try_svd_unordered(vectors, vectors, f64::EPSILON, MAX_STEPS)
+        .ok_or_else(|| refused(matrix, "the decomposition did not converge"))?;
+    let mut order: Vec<usize> = (0..parts.singular_values.len()).collect();
+    order.sort_by(|i, j| parts.singular_values[*j].total_cmp(&parts.singular_values[*i]));
+    Ok((parts, order))
+}
+
+/// The numbers of a matrix.
+fn dense(matrix: &Tensor) -> Result<DMatrix<f64>> {
     let &[rows, columns] = matrix.dims() else {
         return Err(refused(matrix, "give a matrix, a tensor of two dimensions"));
     };
@@ -140,12 +155,7 @@ fn decompose(matrix: &Tensor, vectors: bool) -> Result<(Parts, Vec<usize>)> {
     if values.iter().any(|v| !v.is_finite()) {
         return Err(refused(matrix, "the matrix holds NaN or infinity"));
     }
-    let parts = DMatrix::from_row_slice(rows, columns, &values)
-        .try_svd_unordered(vectors, vectors, f64::EPSILON, MAX_STEPS)
-        .ok_or_else(|| refused(matrix, "the decomposition did not converge"))?;
-    let mut order: Vec<usize> = (0..parts.singular_values.len()).collect();
-    order.sort_by(|i, j| parts.singular_values[*j].total_cmp(&parts.singular_values[*i]));
-    Ok((parts, order))
+    Ok(DMatrix::from_row_slice(rows, columns, &values))
 }
 
 /// Far above what a matrix of a lesson needs (about two steps per value).

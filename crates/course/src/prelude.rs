@@ -7,8 +7,9 @@
 //!   [`LoraMultiHeadAttention`], [`AttentionConfig`], [`AttentionInput`], [`LoraConfig`], [`Init`],
 //!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
 //! - models: [`Checkpoint`], [`Pretrained`], [`Llama`], [`LlamaConfig`], [`GenerationConfig`],
-//!   [`Bert`], [`BertConfig`], [`ViT`], [`ViTConfig`], [`Classifier`], [`Cnn`], [`CnnConfig`], and
-//!   [`Tokens`], [`Encodings`], [`Labelled`] and [`Tokenizer`] to feed them;
+//!   [`Bert`], [`BertConfig`], [`ViT`], [`ViTConfig`], [`Classifier`], [`Cnn`], [`CnnConfig`],
+//!   [`Generator`], [`Discriminator`], [`GanConfig`], [`Vae`], [`VaeConfig`], and [`Tokens`],
+//!   [`Encodings`], [`Labelled`] and [`Tokenizer`] to feed them;
 //! - training: [`Training`], [`History`], [`Schedule`], [`ParameterGroup`], and [`optim`](mod@optim)
 //!   for the rest, such as [`optim::loraplus_groups`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
@@ -49,8 +50,8 @@ pub use lora::{
 
 pub use crate::data::{Encodings, Labelled, Tokens};
 pub use crate::models::{
-    Bert, BertConfig, Checkpoint, Classifier, Cnn, CnnConfig, GenerationConfig, Llama, LlamaConfig,
-    Pretrained, ViT, ViTConfig,
+    Bert, BertConfig, Checkpoint, Classifier, Cnn, CnnConfig, Discriminator, GanConfig,
+    GenerationConfig, Generator, Llama, LlamaConfig, Pretrained, Vae, VaeConfig, ViT, ViTConfig,
 };
 pub use crate::tokenizer::{TextBatch, Tokenizer};
 

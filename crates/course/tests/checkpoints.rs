@@ -63,12 +63,63 @@ fn fashion_vit_is_as_good_as_its_card_says() {
     assert!((accuracy - want).abs() < 0.001, "{accuracy}, not {want}");
 }
 
+/// The garments of the test images, and the Fréchet distance of made images to the first 1,000 of
+/// them, as `cargo course pretrain` measures it.
+fn garments(made: &Tensor) -> (data::Images, f64) {
+    let test = data::fashion(&Device::Cpu).unwrap().test;
+    let test = test.of_classes(&[0, 1, 2, 3, 4, 6]).unwrap();
+    let checkpoint = Checkpoint::open("fashion-cnn").unwrap();
+    let (cnn, _) = checkpoint.frozen(&Device::Cpu, Cnn::new).unwrap();
+    let features = |images: &Tensor| cnn.features(images, false).unwrap();
+    let real = features(&test.take(1000).unwrap().images);
+    let distance = course::linalg::frechet_distance(&features(made), &real).unwrap();
+    (test, distance)
+}
+
+#[test]
+fn fashion_gan_is_as_good_as_its_card_says() {
+    let checkpoint = Checkpoint::open("fashion-gan").unwrap();
+    let (generator, drawing) = checkpoint.frozen(&Device::Cpu, Generator::new).unwrap();
+    let (_, judging) = checkpoint.frozen(&Device::Cpu, Discriminator::new).unwrap();
+    let parameters = drawing.parameter_count().all + judging.parameter_count().all;
+    assert_eq!(parameters, checkpoint.card().parameters);
+    let z = rng(2).randn((1000, 100), &Device::Cpu).unwrap();
+    let made = generator.forward_t(&z, false).unwrap();
+    let (_, distance) = garments(&made.affine(0.5, 0.5).unwrap());
+    let want = checkpoint.card().held_out["frechet"];
+    assert!(
+        (distance - want).abs() < 1e-3 * want,
+        "{distance}, not {want}"
+    );
+}
+
+#[test]
+fn fashion_vae_is_as_good_as_its_card_says() {
+    let checkpoint = Checkpoint::open("fashion-vae").unwrap();
+    let (vae, model) = checkpoint.frozen(&Device::Cpu, Vae::new).unwrap();
+    assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
+    let mut random = rng(2);
+    let z = random.randn((1000, 20), &Device::Cpu).unwrap();
+    let (test, distance) = garments(&vae.decode(&z, false).unwrap());
+    let want = checkpoint.card().held_out["frechet"];
+    assert!(
+        (distance - want).abs() < 1e-3 * want,
+        "{distance}, not {want}"
+    );
+
+    let noise = random.randn((test.len(), 20), &Device::Cpu).unwrap();
+    let loss = vae.loss(&test.images, &noise, false).unwrap();
+    let loss = f64::from(loss.to_scalar::<f32>().unwrap());
+    let want = checkpoint.card().held_out["loss"];
+    assert!((loss - want).abs() < TOLERANCE * want, "{loss}, not {want}");
+}
+
 #[test]
 fn a_name_that_does_not_exist_is_told_with_those_that_do() {
     for name in ["", "sotu", "../checkpoints/sotu-lm", "/"] {
         let error = Checkpoint::open(name).unwrap_err().to_string();
         assert!(
-            error.contains("fashion-cnn, fashion-vit, sotu-lm"),
+            error.contains("fashion-cnn, fashion-gan, fashion-vae, fashion-vit, sotu-lm"),
             "{error}"
         );
     }

@@ -1,19 +1,21 @@
 //! A training on Fashion-MNIST of all weights of a network.
 
-use crate::{Result, store};
+use crate::Result;
+use crate::store::Told;
 use course::candle_core::{Device, Tensor};
 use course::data::{self, Images};
 use course::lora::LoraBuilder;
 use course::lora::optim::Schedule;
-use course::models::{Card, Cnn, ViT};
+use course::models::{Cnn, ViT};
 use course::train::Training;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::fmt::Display;
 
 pub const SEED: u64 = 1;
 pub const DEVICE: Device = Device::Cpu;
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
+/// What a training on Fashion-MNIST learns from.
+pub const DATA: [&str; 2] = ["fashion/train-images.gz", "fashion/train-labels.gz"];
 
 /// What learns the ten classes.
 pub trait Network: Display {
@@ -74,27 +76,17 @@ impl Run {
                 |batch| network.loss(batch),
             )?;
 
-        store::round(&variables)?;
-        let held_out = BTreeMap::from([("accuracy".to_string(), accuracy()?)]);
-        let folder = store::folder(self.name)?;
-        store::weights(&folder, &variables)?;
-        store::json(&folder, "config.json", config)?;
-        let card = Card {
-            about: self.about.into(),
-            command: format!("cargo course pretrain {}", self.name),
-            data: vec![
-                "fashion/train-images.gz".into(),
-                "fashion/train-labels.gz".into(),
-            ],
+        let told = Told {
+            name: self.name,
+            about: self.about,
+            data: DATA.map(String::from).to_vec(),
             seed: SEED,
             steps: self.steps,
             batch: BATCH,
-            learning_rate: self.rate,
-            parameters: store::count(&variables),
-            held_out,
+            rate: self.rate,
             seconds: history.seconds,
-            date: store::today()?,
         };
-        store::card(&folder, &card)
+        told.keep(&variables, config, || Ok(vec![("accuracy", accuracy()?)]))?;
+        Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! The language models: one trained from nothing, and one fine-tuned from it as a whole.
 
-use crate::{Result, store};
+use crate::Result;
+use crate::store::{self, Told};
 use course::candle_core::{Device, Tensor};
 use course::data::{self, Tokens};
 use course::lora::optim::Schedule;
-use course::models::{Card, Checkpoint, Llama, LlamaConfig};
+use course::models::{Checkpoint, Llama, LlamaConfig};
 use course::rng::rng;
 use course::tokenizer::Tokenizer;
 use course::train::Training;
@@ -103,26 +104,20 @@ impl Run {
                 |(ids, next)| llama.loss(ids, next, true),
             )?;
 
-        store::round(&variables)?;
-        let held_out = BTreeMap::from([("loss".to_string(), loss()?)]);
-        let folder = store::folder(self.name)?;
-        store::weights(&folder, &variables)?;
-        store::json(&folder, "config.json", &for_transformers(config)?)?;
-        std::fs::write(folder.join("tokenizer.json"), tokenizer.to_json()?)?;
-        let card = Card {
-            about: self.about.into(),
-            command: format!("cargo course pretrain {}", self.name),
+        let told = Told {
+            name: self.name,
+            about: self.about,
             data: vec![format!("text/{}/train.txt", self.corpus)],
             seed: SEED,
             steps: self.steps,
             batch: BATCH,
-            learning_rate: self.rate,
-            parameters: store::count(&variables),
-            held_out,
+            rate: self.rate,
             seconds: history.seconds,
-            date: store::today()?,
         };
-        store::card(&folder, &card)
+        let config = for_transformers(config)?;
+        let folder = told.keep(&variables, &config, || Ok(vec![("loss", loss()?)]))?;
+        std::fs::write(folder.join("tokenizer.json"), tokenizer.to_json()?)?;
+        Ok(())
     }
 }
 

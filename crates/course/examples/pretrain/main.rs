@@ -2,6 +2,7 @@
 
 mod cnn;
 mod fashion;
+mod generative;
 mod llama;
 mod store;
 mod vit;
@@ -12,11 +13,13 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Training = fn() -> Result<()>;
 
 /// Every checkpoint: its name and what trains it.
-const ALL: [(&str, Training); 4] = [
+const ALL: [(&str, Training); 6] = [
     ("sotu-lm", llama::base),
     ("sotu-lm-kjv", llama::tuned),
     ("fashion-cnn", cnn::base),
     ("fashion-vit", vit::base),
+    ("fashion-gan", generative::gan),
+    ("fashion-vae", generative::vae),
 ];
 
 fn main() -> ExitCode {

@@ -16,50 +16,66 @@ pub fn builder(weights: BTreeMap<String, Tensor>) -> LoraBuilder<'static> {
     LoraBuilder::trainable(VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu))
 }
 
-/// A checkpoint's folder, which is made.
-pub fn folder(name: &str) -> Result<PathBuf> {
-    let folder = data::folder().join("checkpoints").join(name);
-    std::fs::create_dir_all(&folder)?;
-    Ok(folder)
+/// A training, as a card tells of it.
+pub struct Told {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// The files of `data/` that it learned from.
+    pub data: Vec<String>,
+    pub seed: u64,
+    pub steps: usize,
+    pub batch: usize,
+    pub rate: f64,
+    pub seconds: f64,
 }
 
-/// Rounds the weights to half precision, so that what is measured is what is kept.
-pub fn round(variables: &[(String, Var)]) -> Result<()> {
-    for (_, var) in variables {
-        var.set(&var.to_dtype(DType::F16)?.to_dtype(DType::F32)?)?;
+impl Told {
+    /// Writes the checkpoint: the weights, rounded to half precision first, so that what
+    /// `held_out` measures is what is kept; `config.json`; and the card, which is printed.
+    pub fn keep(
+        self,
+        variables: &[(String, Var)],
+        config: &impl Serialize,
+        held_out: impl FnOnce() -> course::Result<Vec<(&'static str, f64)>>,
+    ) -> Result<PathBuf> {
+        for (_, var) in variables {
+            var.set(&var.to_dtype(DType::F16)?.to_dtype(DType::F32)?)?;
+        }
+        let held_out = held_out()?.into_iter();
+        let card = Card {
+            about: self.about.into(),
+            command: format!("cargo course pretrain {}", self.name),
+            data: self.data,
+            seed: self.seed,
+            steps: self.steps,
+            batch: self.batch,
+            learning_rate: self.rate,
+            parameters: variables.iter().map(|(_, var)| var.elem_count()).sum(),
+            held_out: held_out.map(|(what, read)| (what.into(), read)).collect(),
+            seconds: self.seconds,
+            date: today()?,
+        };
+        let folder = data::folder().join("checkpoints").join(self.name);
+        std::fs::create_dir_all(&folder)?;
+        let half = |(name, var): &(String, Var)| Ok((name.clone(), var.to_dtype(DType::F16)?));
+        let tensors: HashMap<_, _> = variables.iter().map(half).collect::<Result<_>>()?;
+        safetensors::save(&tensors, folder.join("model.safetensors"))?;
+        json(&folder, "config.json", config)?;
+        json(&folder, "card.json", &card)?;
+        println!("{}", serde_json::to_string_pretty(&card)?);
+        Ok(folder)
     }
-    Ok(())
-}
-
-/// Writes the weights in half precision.
-pub fn weights(folder: &Path, variables: &[(String, Var)]) -> Result<()> {
-    let half = |(name, var): &(String, Var)| Ok((name.clone(), var.to_dtype(DType::F16)?));
-    let tensors: HashMap<_, _> = variables.iter().map(half).collect::<Result<_>>()?;
-    safetensors::save(&tensors, folder.join("model.safetensors"))?;
-    Ok(())
 }
 
 /// Writes a file of JSON.
-pub fn json(folder: &Path, file: &str, value: &impl Serialize) -> Result<()> {
+fn json(folder: &Path, file: &str, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     std::fs::write(folder.join(file), text + "\n")?;
     Ok(())
 }
 
-/// Writes the card and prints it.
-pub fn card(folder: &Path, card: &Card) -> Result<()> {
-    json(folder, "card.json", card)?;
-    println!("{}", serde_json::to_string_pretty(card)?);
-    Ok(())
-}
-
-/// Numbers in all variables.
-pub fn count(variables: &[(String, Var)]) -> usize {
-    variables.iter().map(|(_, var)| var.elem_count()).sum()
-}
-
 /// The day, as 2026-01-31.
-pub fn today() -> Result<String> {
+fn today() -> Result<String> {
     let date = std::process::Command::new("date").arg("+%F").output()?;
     Ok(String::from_utf8(date.stdout)?.trim().to_string())
 }

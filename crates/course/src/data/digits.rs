@@ -68,6 +68,28 @@ impl Digits {
             labels: self.labels.clone(),
         })
     }
+
+    /// The digits as large as images of clothing: enlarged to 20 × 20 pixels, bilinearly, in the
+    /// middle of 28 × 28 black ones, as MNIST places its digits. Shape (n, 1, 28, 28).
+    ///
+    /// # Errors
+    /// A candle error when the images are not (n, 64).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), course::Error> {
+    /// let digits = course::data::digits(&course::candle_core::Device::Cpu)?;
+    /// assert_eq!(digits.enlarged()?.images.dims(), [1797, 1, 28, 28]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn enlarged(&self) -> Result<Images> {
+        let small = self.images.reshape((self.len(), 1, 8, 8))?;
+        let large = small.upsample_bilinear2d(20, 20, false)?;
+        Ok(Images {
+            images: large.pad_with_zeros(2, 4, 4)?.pad_with_zeros(3, 4, 4)?,
+            labels: self.labels.clone(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +126,29 @@ mod tests {
             back.images.to_vec2::<f32>()?,
             digit.images.to_vec2::<f32>()?
         );
+        Ok(())
+    }
+
+    #[test]
+    fn an_enlarged_digit_keeps_its_shape_within_a_black_border() -> Result<()> {
+        // Ink that rises along a row, and is the same in all rows.
+        let pixels: Vec<f32> = (0..64).map(|i| (i % 8) as f32 / 8.0).collect();
+        let digit = Digits {
+            images: Tensor::from_vec(pixels, (1, 64), &Device::Cpu)?,
+            labels: Tensor::new(&[3u32], &Device::Cpu)?,
+        };
+        let large = digit.enlarged()?;
+        let image = large.images.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?;
+        for (y, row) in image.iter().enumerate() {
+            for (x, &ink) in row.iter().enumerate() {
+                let inside = (4..24).contains(&y) && (4..24).contains(&x);
+                // The middle of pixel x, in pixels of the small digit.
+                let place = ((x as f32 - 3.5) * 8.0 / 20.0 - 0.5).clamp(0.0, 7.0);
+                let want = if inside { place / 8.0 } else { 0.0 };
+                assert!((ink - want).abs() < 1e-6, "{x}, {y}: {ink}, not {want}");
+            }
+        }
+        assert_eq!(large.labels.to_vec1::<u32>()?, [3]);
         Ok(())
     }
 }

@@ -145,6 +145,32 @@ impl Images {
         })
     }
 
+    /// The images of some classes, in their order.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) when there is none.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), course::Error> {
+    /// use course::{candle_core::Device, data};
+    /// let shoes = data::fashion(&Device::Cpu)?.test.of_classes(&[5, 7, 9])?;
+    /// assert_eq!(shoes.len(), 587);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_classes(&self, classes: &[u32]) -> Result<Self> {
+        let labels = self.labels.to_vec1::<u32>()?;
+        let places = (0..labels.len()).filter(|&i| classes.contains(&labels[i]));
+        let places: Vec<usize> = places.collect();
+        if places.is_empty() {
+            return Err(refused(
+                "images",
+                format!("none is of the classes {classes:?}"),
+            ));
+        }
+        self.at(&places)
+    }
+
     /// The first `n` images.
     ///
     /// # Errors

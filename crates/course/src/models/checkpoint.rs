@@ -28,7 +28,8 @@ pub struct Card {
     pub learning_rate: f64,
     /// Parameters of the model.
     pub parameters: usize,
-    /// What was measured on held-out data, by name: `loss` in nats, `accuracy` from 0 to 1.
+    /// What was measured on held-out data, by name: `loss` in nats, `accuracy` from 0 to 1, `frechet`
+    /// as [`frechet_distance`](crate::linalg::frechet_distance) of the features of `fashion-cnn`.
     pub held_out: BTreeMap<String, f64>,
     /// Seconds that the training took.
     pub seconds: f64,

@@ -160,13 +160,27 @@ impl Cnn {
     ///
     /// Images of another size.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        Ok(self.head.forward_t(&self.features(images, train)?, train)?)
+    }
+
+    /// What the head reads: the numbers behind `fc` and its ReLU. The distance of two sets of
+    /// images in them is a measure of likeness, see
+    /// [`frechet_distance`](crate::linalg::frechet_distance).
+    ///
+    /// # Shapes
+    ///
+    /// `images` as in [`forward_t`](Self::forward_t) → [batch, hidden].
+    ///
+    /// # Errors
+    ///
+    /// Images of another size.
+    pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let h = ops::relu(&self.conv1.forward_t(images, train)?)?;
         let h = ops::avg_pool2d(&h, 2)?;
         let h = ops::relu(&self.conv2.forward_t(&h, train)?)?;
         let h = ops::avg_pool2d(&h, 2)?;
         let h = ops::relu(&self.conv3.forward_t(&h, train)?)?;
-        let h = ops::relu(&self.fc.forward_t(&h.flatten_from(1)?, train)?)?;
-        Ok(self.head.forward_t(&h, train)?)
+        Ok(ops::relu(&self.fc.forward_t(&h.flatten_from(1)?, train)?)?)
     }
 
     /// The mean cross entropy of the right classes, in nats.

@@ -6,17 +6,22 @@ mod bert;
 mod checkpoint;
 mod classifier;
 mod cnn;
+mod gan;
 mod llama;
+mod mlp;
 mod norm;
 mod pretrained;
+mod vae;
 mod vit;
 
 pub use bert::{Bert, BertConfig, HiddenAct};
 pub use checkpoint::{Card, Checkpoint};
 pub use classifier::Classifier;
 pub use cnn::{Cnn, CnnConfig};
+pub use gan::{Discriminator, GanConfig, Generator};
 pub use llama::{GenerationConfig, Llama, LlamaConfig};
 pub use pretrained::{ModelConfig, Pretrained};
+pub use vae::{Vae, VaeConfig};
 pub use vit::{ViT, ViTConfig};
 
 /// What the models' tests share.

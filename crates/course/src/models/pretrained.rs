@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use lora::{LoraBuilder, LoraModel};
 
-use super::{BertConfig, CnnConfig, LlamaConfig, ViTConfig};
+use super::{BertConfig, CnnConfig, GanConfig, LlamaConfig, VaeConfig, ViTConfig};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, data};
 
@@ -24,29 +24,24 @@ pub trait ModelConfig: Sized {
     fn from_json(json: &[u8]) -> serde_json::Result<Self>;
 }
 
-impl ModelConfig for LlamaConfig {
-    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(json)
-    }
+macro_rules! read_by_serde {
+    ($($config:ty),*) => {$(
+        impl ModelConfig for $config {
+            fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+                serde_json::from_slice(json)
+            }
+        }
+    )*};
 }
 
-impl ModelConfig for BertConfig {
-    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(json)
-    }
-}
-
-impl ModelConfig for ViTConfig {
-    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(json)
-    }
-}
-
-impl ModelConfig for CnnConfig {
-    fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(json)
-    }
-}
+read_by_serde!(
+    LlamaConfig,
+    BertConfig,
+    ViTConfig,
+    CnnConfig,
+    GanConfig,
+    VaeConfig
+);
 
 /// A folder with `model.safetensors`, `config.json` and, for a model that reads text,
 /// `tokenizer.json`.

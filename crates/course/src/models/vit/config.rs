@@ -142,7 +142,8 @@ impl ViTConfig {
         }
     }
 
-    /// The shape of what `cargo course pretrain fashion-vit` trains: grey images of 28 × 28 pixels in ten classes.
+    /// The shape of what `cargo course pretrain fashion-vit` trains: grey images of 28 × 28 pixels in
+    /// ten classes.
     ///
     /// ```
     /// let config = course::models::ViTConfig::fashion();
