@@ -30,6 +30,7 @@ pub fn gan() -> Result<()> {
     println!("{generator}");
 
     let garments = garments()?;
+    let measure = Measure::new(&garments.test)?;
     let optimizer = |player: &str| {
         let own = builder.variables().into_iter();
         let own = own.filter(|(name, _)| name.starts_with(player));
@@ -67,7 +68,7 @@ pub fn gan() -> Result<()> {
                  {:.1} s",
                 loss?,
                 fooled?,
-                distance(&made()?, &garments.test)?,
+                measure.distance(&made()?)?,
                 start.elapsed().as_secs_f64()
             );
         }
@@ -75,7 +76,7 @@ pub fn gan() -> Result<()> {
     let about = "A generator and a discriminator trained on the six garments of Fashion-MNIST";
     let told = told("fashion-gan", about, STEPS, RATE, start);
     told.keep(&builder.variables(), &config, || {
-        Ok(vec![("frechet", distance(&made()?, &garments.test)?)])
+        Ok(vec![("frechet", measure.distance(&made()?)?)])
     })?;
     Ok(())
 }
@@ -91,6 +92,7 @@ pub fn vae() -> Result<()> {
     println!("{vae}");
 
     let garments = garments()?;
+    let measure = Measure::new(&garments.test)?;
     let size = config.latent_size;
     let mut fixed = rng(SEED + 1);
     let z = fixed.randn((MEASURED, size), &DEVICE)?;
@@ -115,7 +117,7 @@ pub fn vae() -> Result<()> {
     let about = "A variational autoencoder trained on the six garments of Fashion-MNIST";
     let told = told("fashion-vae", about, STEPS, RATE, start);
     told.keep(&builder.variables(), &config, || {
-        let frechet = distance(&vae.decode(&z, false)?, &garments.test)?;
+        let frechet = measure.distance(&vae.decode(&z, false)?)?;
         Ok(vec![("loss", test()?), ("frechet", frechet)])
     })?;
     Ok(())
@@ -129,11 +131,23 @@ fn garments() -> course::Result<Fashion> {
     })
 }
 
-/// The Fréchet distance of made images to real ones, in what `fashion-cnn` sees.
-fn distance(made: &Tensor, real: &Images) -> course::Result<f64> {
-    let (cnn, _) = Checkpoint::open("fashion-cnn")?.frozen(&DEVICE, Cnn::new)?;
-    let real = cnn.features(&real.take(MEASURED)?.images, false)?;
-    frechet_distance(&cnn.features(made, false)?, &real)
+/// Measures made images beside real ones, in what `fashion-cnn` sees.
+struct Measure {
+    cnn: Cnn,
+    real: Tensor,
+}
+
+impl Measure {
+    fn new(real: &Images) -> course::Result<Self> {
+        let (cnn, _) = Checkpoint::open("fashion-cnn")?.frozen(&DEVICE, Cnn::new)?;
+        let real = cnn.features(&real.take(MEASURED)?.images, false)?;
+        Ok(Self { cnn, real })
+    }
+
+    /// The Fréchet distance of made images to the real ones.
+    fn distance(&self, made: &Tensor) -> course::Result<f64> {
+        frechet_distance(&self.cnn.features(made, false)?, &self.real)
+    }
 }
 
 fn told(name: &'static str, about: &'static str, steps: usize, rate: f64, start: Instant) -> Told {

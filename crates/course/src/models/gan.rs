@@ -8,9 +8,9 @@ use lora::LoraBuilder;
 use serde::{Deserialize, Serialize};
 
 use super::mlp::{self, Mlp, softplus};
+use crate::Result;
 use crate::chart::grouped;
 use crate::rng::Rng;
-use crate::{Error, Result};
 
 /// The sizes of a [`Generator`] and its [`Discriminator`].
 ///
@@ -143,7 +143,7 @@ impl Generator {
     /// Numbers of another shape.
     pub fn forward_t(&self, z: &Tensor, train: bool) -> Result<Tensor> {
         let side = self.config.image_size;
-        let n = rows(z, &[self.config.latent_size], "Generator")?;
+        let n = mlp::rows(z, &[self.config.latent_size], "Generator")?;
         let image = self.layers.forward_t(z, train)?.tanh()?;
         Ok(image.reshape((n, 1, side, side))?)
     }
@@ -194,7 +194,7 @@ impl Discriminator {
     /// Images of another size.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let side = self.config.image_size;
-        rows(images, &[1, side, side], "Discriminator")?;
+        mlp::rows(images, &[1, side, side], "Discriminator")?;
         self.layers.forward_t(&images.flatten_from(1)?, train)
     }
 
@@ -211,17 +211,6 @@ impl Discriminator {
     }
 }
 
-/// How many rows a tensor of rows of this shape has.
-fn rows(x: &Tensor, row: &[usize], model: &'static str) -> Result<usize> {
-    match x.dims() {
-        [n, rest @ ..] if rest == row => Ok(*n),
-        got => Err(Error::Model {
-            model,
-            problem: format!("an input of shape {got:?}; each of its rows must be {row:?}"),
-        }),
-    }
-}
-
 impl Module for Generator {
     fn forward(&self, z: &Tensor) -> candle_core::Result<Tensor> {
         self.forward_t(z, false).map_err(candle_core::Error::wrap)
@@ -230,10 +219,9 @@ impl Module for Generator {
 
 impl fmt::Display for Generator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sizes = self.config.generator().into_iter();
-        let sizes: Vec<String> = sizes.map(|size| size.to_string()).collect();
+        let sizes = mlp::words(&self.config.generator());
         let count = grouped(&self.config.generator_parameters().to_string());
-        write!(f, "Generator {} with {count} parameters", sizes.join(" → "))
+        write!(f, "Generator {sizes} with {count} parameters")
     }
 }
 

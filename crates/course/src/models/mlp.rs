@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use lora::ops;
 use lora::{LoraBuilder, LoraLinear};
 
-use crate::Result;
 use crate::rng::Rng;
+use crate::{Error, Result};
 
 /// The slope of LeakyReLU below zero.
 const SLOPE: f64 = 0.2;
@@ -41,6 +41,23 @@ impl Mlp {
 /// Weights and biases of layers of these sizes.
 pub(super) fn count(sizes: &[usize]) -> usize {
     sizes.windows(2).map(|s| (s[0] + 1) * s[1]).sum()
+}
+
+/// The sizes for a reader, as 784 → 512 → 40.
+pub(super) fn words(sizes: &[usize]) -> String {
+    let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+    sizes.join(" → ")
+}
+
+/// How many rows a tensor of rows of this shape has.
+pub(super) fn rows(x: &Tensor, row: &[usize], model: &'static str) -> Result<usize> {
+    match x.dims() {
+        [n, rest @ ..] if rest == row => Ok(*n),
+        got => Err(Error::Model {
+            model,
+            problem: format!("an input of shape {got:?}; each of its rows must be {row:?}"),
+        }),
+    }
 }
 
 /// The weights of layers that have not been trained, under `prefix`: drawn evenly from

@@ -134,13 +134,7 @@ impl Vae {
     /// Images of another size.
     pub fn encode(&self, images: &Tensor, train: bool) -> Result<(Tensor, Tensor)> {
         let (side, latent) = (self.config.image_size, self.config.latent_size);
-        let got = images.dims();
-        if got.len() != 4 || got[1..] != [1, side, side] {
-            return Err(Error::Model {
-                model: "Vae",
-                problem: format!("images of shape {got:?}; they must be [n, 1, {side}, {side}]"),
-            });
-        }
+        mlp::rows(images, &[1, side, side], "Vae::encode")?;
         let both = self.encoder.forward_t(&images.flatten_from(1)?, train)?;
         Ok((both.narrow(1, 0, latent)?, both.narrow(1, latent, latent)?))
     }
@@ -162,16 +156,7 @@ impl Vae {
 
     /// What goes into the sigmoid: [n, pixels].
     fn logits(&self, z: &Tensor, train: bool) -> Result<Tensor> {
-        let latent = self.config.latent_size;
-        if z.dims().len() != 2 || z.dims()[1] != latent {
-            return Err(Error::Model {
-                model: "Vae",
-                problem: format!(
-                    "numbers of shape {:?}; they must be [n, {latent}]",
-                    z.dims()
-                ),
-            });
-        }
+        mlp::rows(z, &[self.config.latent_size], "Vae::decode")?;
         self.decoder.forward_t(z, train)
     }
 
@@ -217,11 +202,8 @@ impl Vae {
 
 impl fmt::Display for Vae {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sizes = |sizes: Vec<usize>| {
-            let sizes = sizes.into_iter().map(|size| size.to_string());
-            sizes.collect::<Vec<_>>().join(" → ")
-        };
-        let (encoder, decoder) = (sizes(self.config.encoder()), sizes(self.config.decoder()));
+        let encoder = mlp::words(&self.config.encoder());
+        let decoder = mlp::words(&self.config.decoder());
         let count = grouped(&self.config.parameter_count().to_string());
         write!(f, "Vae {encoder} and {decoder} with {count} parameters")
     }
@@ -307,15 +289,15 @@ mod tests {
         for (error, says) in [
             (
                 vae.encode(&zeros(&[5, 9]), false).err(),
-                "images of shape [5, 9]",
+                "Vae::encode: an input of shape [5, 9]",
             ),
             (
                 vae.encode(&zeros(&[5, 1, 3, 4]), false).err(),
-                "images of shape",
+                "must be [1, 3, 3]",
             ),
             (
                 vae.decode(&zeros(&[5, 3]), false).err(),
-                "numbers of shape [5, 3]",
+                "Vae::decode: an input of shape [5, 3]",
             ),
             (
                 vae.loss(&images, &zeros(&[1, 2]), false).err(),
