@@ -73,6 +73,12 @@ pub enum Error {
         /// Which sizes, and what they must be.
         problem: String,
     },
+    /// An environment refused an action, a seed or an option.
+    #[error("environment: {problem}")]
+    Environment {
+        /// Which environment, what it refused, and what to do.
+        problem: String,
+    },
     /// A training run cannot start or go on.
     #[error("training \"{name}\": {problem}")]
     Training {

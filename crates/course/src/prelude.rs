@@ -8,14 +8,15 @@
 //!   [`TargetModules`], [`LoraBuilder`], [`LoraModel`], [`ParameterCount`];
 //! - models: [`Checkpoint`], [`Pretrained`], [`Llama`], [`LlamaConfig`], [`GenerationConfig`],
 //!   [`Bert`], [`BertConfig`], [`ViT`], [`ViTConfig`], [`Classifier`], [`Cnn`], [`CnnConfig`],
-//!   [`Generator`], [`Discriminator`], [`GanConfig`], [`Vae`], [`VaeConfig`], and [`Tokens`],
+//!   [`Generator`], [`Discriminator`], [`GanConfig`], [`Vae`], [`VaeConfig`], [`QNetwork`],
+//!   [`QNetworkConfig`], and [`Tokens`],
 //!   [`Encodings`], [`Labelled`] and [`Tokenizer`] to feed them;
 //! - training: [`Training`], [`History`], [`Schedule`], [`ParameterGroup`], and [`optim`](mod@optim)
 //!   for the rest, such as [`optim::loraplus_groups`];
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
 //! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
-//!   [`metrics`](mod@metrics), [`models`](mod@models), [`train`](mod@train);
+//!   [`metrics`](mod@metrics), [`models`](mod@models), [`rl`](mod@rl), [`train`](mod@train);
 //! - its commonest words: [`device`](fn@device), [`rng`](fn@rng), [`Rng`], [`record`],
 //!   [`Spread`], [`Exercise`];
 //! - whole crates by name: `candle_core`, `candle_nn`, `lora`, `plotters`, `gymnasium_rs`, so that
@@ -51,7 +52,8 @@ pub use lora::{
 pub use crate::data::{Encodings, Labelled, Tokens};
 pub use crate::models::{
     Bert, BertConfig, Checkpoint, Classifier, Cnn, CnnConfig, Discriminator, GanConfig,
-    GenerationConfig, Generator, Llama, LlamaConfig, Pretrained, Vae, VaeConfig, ViT, ViTConfig,
+    GenerationConfig, Generator, Llama, LlamaConfig, Pretrained, QNetwork, QNetworkConfig, Vae,
+    VaeConfig, ViT, ViTConfig,
 };
 pub use crate::tokenizer::{TextBatch, Tokenizer};
 
@@ -63,4 +65,4 @@ pub use crate::rng::{Rng, rng};
 pub use crate::train::{History, Training};
 
 pub use crate::{candle_core, candle_nn, gymnasium_rs, lora, plotters};
-pub use crate::{chart, data, exercise, interrupt, linalg, metrics, models, train};
+pub use crate::{chart, data, exercise, interrupt, linalg, metrics, models, rl, train};

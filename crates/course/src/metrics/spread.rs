@@ -5,6 +5,9 @@ use std::fmt::{self, Alignment, Write as _};
 
 use crate::{Error, Result};
 
+/// Deviations of a normal distribution within which 95 % of it lie.
+const Z: f64 = 1.959_963_984_540_054;
+
 /// What several runs of one number came to, such as a loss under three seeds.
 ///
 /// mean = (v₁ + … + vₙ) / n, low = the least of them, high = the greatest. The range from low to
@@ -75,6 +78,47 @@ impl Spread {
         Ok(Self::of_finite(runs.iter().copied()))
     }
 
+    /// The mean of values that were drawn one by one, such as the errors of test tasks, with its 95 %
+    /// confidence interval: how far it is from the mean of endlessly many, 19 times out of 20.
+    ///
+    /// With s² = Σ (vᵢ − mean)² / (n − 1), low and high = mean ± 1.96 s / √n.
+    ///
+    /// The interval is that of a normal distribution: give it some hundred values.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spread`] when there are fewer than two values, or one is NaN or infinite; it says
+    /// which.
+    ///
+    /// ```
+    /// # use course::metrics::Spread;
+    /// let errors: Vec<f64> = (0..400).map(|task| f64::from(task % 2)).collect();
+    /// let error = Spread::interval(&errors)?;
+    /// assert_eq!(format!("{error:.3}"), "0.500 (0.451 to 0.549)");
+    /// assert!(Spread::interval([0.5]).is_err());
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn interval<V: Borrow<f64>>(values: impl IntoIterator<Item = V>) -> Result<Self> {
+        let values: Vec<f64> = values.into_iter().map(|value| *value.borrow()).collect();
+        let spread = Self::of(&values)?;
+        if spread.n < 2 {
+            return Err(Error::Spread {
+                problem: "one value has no confidence interval: give it some hundred".into(),
+            });
+        }
+        let squares: f64 = values
+            .iter()
+            .map(|value| (value - spread.mean).powi(2))
+            .sum();
+        let n = spread.n as f64;
+        let half = Z * (squares / (n - 1.0) / n).sqrt();
+        Ok(Self {
+            low: spread.mean - half,
+            high: spread.mean + half,
+            ..spread
+        })
+    }
+
     /// `right` of `n`, as a share from 0 to 1, with its 95 % confidence interval: how far an
     /// accuracy on `n` test examples is from the one on endlessly many, 19 times out of 20.
     ///
@@ -100,7 +144,6 @@ impl Spread {
     /// # Ok::<(), course::Error>(())
     /// ```
     pub fn share(right: usize, n: usize) -> Result<Self> {
-        const Z: f64 = 1.959_963_984_540_054;
         if n == 0 || right > n {
             return Err(Error::Spread {
                 problem: format!("{right} of {n} is no share; count both again"),
@@ -251,5 +294,18 @@ mod tests {
         assert_eq!(format!("{spread:*^19.1}|"), "*1.5 (1.0 to 2.0)**|");
         assert_eq!(format!("{spread:3.1}|"), "1.5 (1.0 to 2.0)|");
         assert_eq!(format!("{spread:+.1}"), "+1.5 (+1.0 to +2.0)");
+    }
+
+    #[test]
+    fn the_interval_of_a_mean() {
+        let spread = Spread::interval([1.0, 2.0, 6.0]).unwrap();
+        // s² = (4 + 1 + 9) / 2 = 7
+        let half = 1.959964 * (7.0f64 / 3.0).sqrt();
+        assert_eq!((spread.mean, spread.n), (3.0, 3));
+        assert!((spread.low - (3.0 - half)).abs() < 1e-6, "{spread}");
+        assert!((spread.high - (3.0 + half)).abs() < 1e-6, "{spread}");
+        assert!(Spread::interval([1.0]).is_err());
+        let error = Spread::interval([1.0, f64::NAN]).unwrap_err().to_string();
+        assert!(error.contains("run 1"), "{error}");
     }
 }

@@ -16,20 +16,22 @@ pub struct Card {
     pub about: String,
     /// The command that makes it again.
     pub command: String,
-    /// The files of `data/` that it learned from.
+    /// The files of `data/` that it learned from; none where the data are drawn at random.
     pub data: Vec<String>,
     /// The seed of weights and batches.
     pub seed: u64,
     /// Steps of the optimiser.
     pub steps: usize,
-    /// Examples (windows or images) in a step.
+    /// Examples (windows, images or tasks) in a step.
     pub batch: usize,
     /// The highest learning rate.
     pub learning_rate: f64,
     /// Parameters of the model.
     pub parameters: usize,
     /// What was measured on held-out data, by name: `loss` in nats, `accuracy` from 0 to 1, `frechet`
-    /// as [`frechet_distance`](crate::linalg::frechet_distance) of the features of `fashion-cnn`.
+    /// as [`frechet_distance`](crate::linalg::frechet_distance) of the features of `fashion-cnn`,
+    /// `error_n` as the mean squared error after n inner steps
+    /// ([`MetaLearner::evaluate`](crate::meta::MetaLearner::evaluate)).
     pub held_out: BTreeMap<String, f64>,
     /// Seconds that the training took.
     pub seconds: f64,

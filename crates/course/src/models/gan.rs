@@ -7,7 +7,7 @@ use candle_core::{Device, Module, Tensor};
 use lora::LoraBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::mlp::{self, Mlp, softplus};
+use super::mlp::{self, Between, Mlp, softplus};
 use crate::Result;
 use crate::chart::grouped;
 use crate::rng::Rng;
@@ -127,7 +127,11 @@ impl Generator {
     /// A weight that is missing or of another shape.
     pub fn new(config: &GanConfig, builder: &LoraBuilder<'_>) -> Result<Self> {
         Ok(Self {
-            layers: Mlp::new(&config.generator(), &builder.pp("generator"))?,
+            layers: Mlp::new(
+                &config.generator(),
+                Between::LeakyRelu,
+                &builder.pp("generator"),
+            )?,
             config: config.clone(),
         })
     }
@@ -178,7 +182,11 @@ impl Discriminator {
     /// A weight that is missing or of another shape.
     pub fn new(config: &GanConfig, builder: &LoraBuilder<'_>) -> Result<Self> {
         Ok(Self {
-            layers: Mlp::new(&config.discriminator(), &builder.pp("discriminator"))?,
+            layers: Mlp::new(
+                &config.discriminator(),
+                Between::LeakyRelu,
+                &builder.pp("discriminator"),
+            )?,
             config: config.clone(),
         })
     }

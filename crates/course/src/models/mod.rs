@@ -8,9 +8,10 @@ mod classifier;
 mod cnn;
 mod gan;
 mod llama;
-mod mlp;
+pub(crate) mod mlp;
 mod norm;
 mod pretrained;
+mod q_network;
 mod vae;
 mod vit;
 
@@ -21,6 +22,7 @@ pub use cnn::{Cnn, CnnConfig};
 pub use gan::{Discriminator, GanConfig, Generator};
 pub use llama::{GenerationConfig, Llama, LlamaConfig};
 pub use pretrained::{ModelConfig, Pretrained};
+pub use q_network::{QNetwork, QNetworkConfig, QSnapshot};
 pub use vae::{Vae, VaeConfig};
 pub use vit::{ViT, ViTConfig};
 

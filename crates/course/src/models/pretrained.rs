@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use lora::{LoraBuilder, LoraModel};
 
-use super::{BertConfig, CnnConfig, GanConfig, LlamaConfig, VaeConfig, ViTConfig};
+use super::{BertConfig, CnnConfig, GanConfig, LlamaConfig, QNetworkConfig, VaeConfig, ViTConfig};
+use crate::meta::MetaConfig;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, data};
 
@@ -40,7 +41,9 @@ read_by_serde!(
     ViTConfig,
     CnnConfig,
     GanConfig,
-    VaeConfig
+    QNetworkConfig,
+    VaeConfig,
+    MetaConfig
 );
 
 /// A folder with `model.safetensors`, `config.json` and, for a model that reads text,

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use lora::LoraBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::mlp::{self, Mlp, softplus};
+use super::mlp::{self, Between, Mlp, softplus};
 use crate::chart::grouped;
 use crate::rng::Rng;
 use crate::{Error, Result};
@@ -116,8 +116,16 @@ impl Vae {
     /// A weight that is missing or of another shape.
     pub fn new(config: &VaeConfig, builder: &LoraBuilder<'_>) -> Result<Self> {
         Ok(Self {
-            encoder: Mlp::new(&config.encoder(), &builder.pp("encoder"))?,
-            decoder: Mlp::new(&config.decoder(), &builder.pp("decoder"))?,
+            encoder: Mlp::new(
+                &config.encoder(),
+                Between::LeakyRelu,
+                &builder.pp("encoder"),
+            )?,
+            decoder: Mlp::new(
+                &config.decoder(),
+                Between::LeakyRelu,
+                &builder.pp("decoder"),
+            )?,
             config: config.clone(),
         })
     }
