@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use course::data::{self, Tokens};
+use course::meta::{MetaConfig, MetaLearner, Sinusoids};
 use course::prelude::*;
 
 /// How far a held-out loss may be from the card on another machine: sums in another order.
@@ -94,6 +95,18 @@ fn fashion_gan_is_as_good_as_its_card_says() {
 }
 
 #[test]
+fn cartpole_dqn_is_as_good_as_its_card_says() {
+    let checkpoint = Checkpoint::open("cartpole-dqn").unwrap();
+    let (q, model) = checkpoint.frozen(&Device::Cpu, QNetwork::new).unwrap();
+    assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
+    let q = q.snapshot().unwrap();
+    let returns = rl::evaluate(&q, rl::cartpole_v1, 100, 100_000, &Device::Cpu).unwrap();
+    let mean = returns.iter().sum::<f64>() / 100.0;
+    let want = checkpoint.card().held_out["mean_return"];
+    assert!((mean - want).abs() < 1.0, "{mean}, not {want}");
+}
+
+#[test]
 fn fashion_vae_is_as_good_as_its_card_says() {
     let checkpoint = Checkpoint::open("fashion-vae").unwrap();
     let (vae, model) = checkpoint.frozen(&Device::Cpu, Vae::new).unwrap();
@@ -114,12 +127,49 @@ fn fashion_vae_is_as_good_as_its_card_says() {
     assert!((loss - want).abs() < TOLERANCE * want, "{loss}, not {want}");
 }
 
+/// The errors of 1,000 sine waves that no training saw, learned from 5 points each.
+fn sinusoids(name: &str) {
+    let checkpoint = Checkpoint::open(name).unwrap();
+    let config: MetaConfig = checkpoint.config().unwrap();
+    let weights = checkpoint.tensors(&Device::Cpu).unwrap();
+    let learner = MetaLearner::new(&config, &weights).unwrap();
+    assert_eq!(config.parameters(), checkpoint.card().parameters);
+    let mut held_out = Sinusoids::new(1_000_001, &Device::Cpu);
+    let tasks = held_out.tasks(1000, 5, 100).unwrap();
+    let errors = learner.evaluate(&tasks, 10).unwrap();
+    assert_eq!(checkpoint.card().held_out.len(), 4);
+    for (of, want) in &checkpoint.card().held_out {
+        let steps: usize = of.strip_prefix("error_").unwrap().parse().unwrap();
+        let error = Spread::interval(&errors[steps]).unwrap().mean;
+        let gap = (error - want).abs();
+        assert!(gap < 1e-3 * want, "{name}, {of}: {error}, not {want}");
+    }
+}
+
+#[test]
+fn sinusoid_maml_is_as_good_as_its_card_says() {
+    sinusoids("sinusoid-maml");
+}
+
+#[test]
+fn sinusoid_maml_lora_is_as_good_as_its_card_says() {
+    sinusoids("sinusoid-maml-lora");
+}
+
+#[test]
+fn sinusoid_pretrained_is_as_good_as_its_card_says() {
+    sinusoids("sinusoid-pretrained");
+}
+
 #[test]
 fn a_name_that_does_not_exist_is_told_with_those_that_do() {
     for name in ["", "sotu", "../checkpoints/sotu-lm", "/"] {
         let error = Checkpoint::open(name).unwrap_err().to_string();
         assert!(
-            error.contains("fashion-cnn, fashion-gan, fashion-vae, fashion-vit, sotu-lm"),
+            error.contains(
+                "cartpole-dqn, fashion-cnn, fashion-gan, fashion-vae, fashion-vit, sinusoid-maml, \
+                 sinusoid-maml-lora, sinusoid-pretrained, sotu-lm"
+            ),
             "{error}"
         );
     }

@@ -1,9 +1,11 @@
 //! Trains the base models of the lessons: `cargo course pretrain NAME`.
 
 mod cnn;
+mod dqn;
 mod fashion;
 mod generative;
 mod llama;
+mod meta;
 mod store;
 mod vit;
 
@@ -13,13 +15,17 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Training = fn() -> Result<()>;
 
 /// Every checkpoint: its name and what trains it.
-const ALL: [(&str, Training); 6] = [
+const ALL: [(&str, Training); 10] = [
     ("sotu-lm", llama::base),
     ("sotu-lm-kjv", llama::tuned),
     ("fashion-cnn", cnn::base),
     ("fashion-vit", vit::base),
     ("fashion-gan", generative::gan),
     ("fashion-vae", generative::vae),
+    ("cartpole-dqn", dqn::cartpole),
+    ("sinusoid-maml", meta::maml),
+    ("sinusoid-maml-lora", meta::maml_lora),
+    ("sinusoid-pretrained", meta::pretrained),
 ];
 
 fn main() -> ExitCode {
