@@ -491,6 +491,28 @@ mod tests {
         Ok(())
     }
 
+    /// An untrained network that does not learn: what differs comes from exploration and starts.
+    #[test]
+    fn exploration_and_the_seed_reach_the_environments() -> Result<()> {
+        let idle = |exploration_final_eps| Dqn {
+            total_timesteps: 800,
+            learning_starts: 10_000,
+            exploration_fraction: 0.0,
+            exploration_final_eps,
+            ..Dqn::default()
+        };
+        let returns = |eps, seed| short(&idle(eps), seed).map(|(history, _)| history.returns);
+        let (greedy, random) = (returns(0.0, 1)?, returns(1.0, 1)?);
+        assert_ne!(greedy, random);
+        assert_ne!(greedy, returns(0.0, 2)?, "other starts");
+        // A step is worth 1: the episodes that have ended are most of the 800.
+        for returns in [greedy, random] {
+            let sum: f64 = returns.iter().sum();
+            assert!((500.0..=800.0).contains(&sum), "{sum}");
+        }
+        Ok(())
+    }
+
     /// Every episode of a random policy is over in far less than 1,200 steps.
     #[test]
     fn the_threshold_ends_it() -> Result<()> {
