@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Tensors by name: `network.layers.0.weight`, `network.layers.0.lora_A.weight`, ….
 ///
 /// Each is shared by all tasks, such as a weight of [out, in], or has one value per task, such as
-/// [tasks, out, in] (a bias: [out] or [tasks, 1, out]).
+/// [tasks, out, in] (a bias: `[out]` or [tasks, 1, out]).
 pub type Parameters = BTreeMap<String, Tensor>;
 
 /// Linear layers with ReLU between them, for many tasks at once, and the gradient of their mean
@@ -62,7 +62,7 @@ impl MetaNetwork {
     ///
     /// # Shapes
     ///
-    /// `x` [tasks, n, in], `y` [tasks, n, out] → [tasks].
+    /// `x` [tasks, n, in], `y` [tasks, n, out] → `[tasks]`.
     ///
     /// # Errors
     ///

@@ -40,11 +40,11 @@ pub struct Transitions {
     pub observations: Tensor,
     /// What was done, [n, 1], u32.
     pub actions: Tensor,
-    /// What it gave, [n].
+    /// What it gave, `[n]`.
     pub rewards: Tensor,
     /// What was seen then, [n, size].
     pub nexts: Tensor,
-    /// 0 where the task had ended, otherwise 1, [n].
+    /// 0 where the task had ended, otherwise 1, `[n]`.
     pub going: Tensor,
 }
 
