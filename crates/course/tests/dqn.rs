@@ -3,6 +3,7 @@
 use course::candle_core::{DType, Device};
 use course::candle_nn::VarBuilder;
 use course::lora::LoraBuilder;
+use course::metrics::Spread;
 use course::models::{QNetwork, QNetworkConfig};
 use course::rl::{self, Dqn};
 use course::rng::rng;
@@ -31,7 +32,7 @@ fn five_of_five_seeds_solve_cartpole() {
         // Episodes that neither the training nor its evaluations have seen.
         let q = q.snapshot().unwrap();
         let returns = rl::evaluate(&q, rl::cartpole_v1, 100, 100_000, &Device::Cpu).unwrap();
-        let mean = returns.iter().sum::<f64>() / 100.0;
+        let mean = Spread::of(&returns).unwrap().mean;
         told.push(format!("seed {seed}: {mean} after {} steps", last.steps));
         assert!(mean >= SOLVED, "{}", told.join("; "));
     }

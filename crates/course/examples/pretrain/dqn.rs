@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::store::{self, Told};
 use course::candle_core::Device;
+use course::metrics::Spread;
 use course::models::{QNetwork, QNetworkConfig};
 use course::rl::{self, Dqn};
 use course::rng::rng;
@@ -42,8 +43,7 @@ pub fn cartpole() -> Result<()> {
     };
     told.keep(&variables, &config, || {
         let returns = rl::evaluate(&q.snapshot()?, rl::cartpole_v1, 100, HELD_OUT, &Device::Cpu)?;
-        let mean = returns.iter().sum::<f64>() / returns.len() as f64;
-        Ok(vec![("mean_return", mean)])
+        Ok(vec![("mean_return", Spread::of(&returns)?.mean)])
     })?;
     Ok(())
 }

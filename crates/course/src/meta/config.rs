@@ -174,8 +174,7 @@ impl MetaConfig {
         let mut all = mlp::random_weights((NETWORK, &self.layer_sizes), rng, device)?;
         let r = self.adapt.pair().map_or(0, |(r, _)| r);
         for (name, inputs, outputs) in self.pairs() {
-            let bound = (inputs as f64).powf(-0.5);
-            let a = rng.uniform(-bound, bound, (r, inputs), device)?;
+            let a = mlp::by_fan_in(inputs, (r, inputs), rng, device)?;
             let b = Tensor::zeros((outputs, r), DType::F32, device)?;
             all.insert(format!("{name}.lora_A.weight"), a);
             all.insert(format!("{name}.lora_B.weight"), b);

@@ -20,7 +20,7 @@ pub struct Card {
     pub data: Vec<String>,
     /// The seed of weights and batches.
     pub seed: u64,
-    /// Steps of the optimiser.
+    /// Steps of the optimiser; of a DQN, those of its environments.
     pub steps: usize,
     /// Examples (windows, images or tasks) in a step.
     pub batch: usize,
@@ -31,7 +31,7 @@ pub struct Card {
     /// What was measured on held-out data, by name: `loss` in nats, `accuracy` from 0 to 1, `frechet`
     /// as [`frechet_distance`](crate::linalg::frechet_distance) of the features of `fashion-cnn`,
     /// `error_n` as the mean squared error after n inner steps
-    /// ([`MetaLearner::evaluate`](crate::meta::MetaLearner::evaluate)).
+    /// ([`MetaLearner::evaluate`](crate::meta::MetaLearner::evaluate)), `mean_return` of a policy.
     pub held_out: BTreeMap<String, f64>,
     /// Seconds that the training took.
     pub seconds: f64,

@@ -10,6 +10,7 @@ use lora::{LoraBuilder, LoraConv2d, LoraLinear};
 use serde::{Deserialize, Serialize};
 
 use super::accuracy::accuracy;
+use super::mlp;
 use crate::Result;
 use crate::chart::grouped;
 use crate::rng::Rng;
@@ -81,11 +82,10 @@ impl CnnConfig {
     ) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors = BTreeMap::new();
         for (layer, shape) in self.shapes() {
-            let bound = (shape[1..].iter().product::<usize>() as f64).powf(-0.5);
-            let out = shape[0];
-            let weight = rng.uniform(-bound, bound, shape, device)?;
+            let (fan_in, out) = (shape[1..].iter().product(), shape[0]);
+            let weight = mlp::by_fan_in(fan_in, shape, rng, device)?;
             tensors.insert(format!("{layer}.weight"), weight);
-            let bias = rng.uniform(-bound, bound, out, device)?;
+            let bias = mlp::by_fan_in(fan_in, out, rng, device)?;
             tensors.insert(format!("{layer}.bias"), bias);
         }
         Ok(tensors)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Shape, Tensor};
 use lora::ops;
 use lora::{LoraBuilder, LoraLinear};
 
@@ -126,10 +126,20 @@ pub(super) fn rows(x: &Tensor, row: &[usize], model: &'static str) -> Result<usi
     }
 }
 
-/// The weights of layers that have not been trained, under `prefix`: drawn evenly from
-/// ±1 / √fan-in.
+/// Numbers drawn evenly from ±1 / √fan-in.
 ///
-/// Source: PyTorch's `Linear`.
+/// Source: PyTorch's `Linear` and `Conv2d`.
+pub(crate) fn by_fan_in(
+    fan_in: usize,
+    shape: impl Into<Shape>,
+    rng: &mut Rng,
+    device: &Device,
+) -> Result<Tensor> {
+    let bound = (fan_in as f64).powf(-0.5);
+    rng.uniform(-bound, bound, shape, device)
+}
+
+/// The weights of layers that have not been trained, under `prefix`, drawn [`by_fan_in`].
 pub(crate) fn random_weights(
     (prefix, sizes): (&str, &[usize]),
     rng: &mut Rng,
@@ -137,9 +147,8 @@ pub(crate) fn random_weights(
 ) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (i, size) in sizes.windows(2).enumerate() {
-        let bound = (size[0] as f64).powf(-0.5);
         let mut draw = |part: &str, shape: &[usize]| -> Result<()> {
-            let drawn = rng.uniform(-bound, bound, shape, device)?;
+            let drawn = by_fan_in(size[0], shape, rng, device)?;
             tensors.insert(format!("{prefix}.layers.{i}.{part}"), drawn);
             Ok(())
         };

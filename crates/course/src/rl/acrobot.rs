@@ -106,41 +106,9 @@ pub struct Acrobot {
     state: Option<[f64; 4]>,
 }
 
-impl Default for Acrobot {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+env::frame!(Acrobot, AcrobotConfig, "Acrobot-v1", "(θ₁, θ₂, θ̇₁, θ̇₂)", 4);
 
 impl Acrobot {
-    /// The physics of Acrobot-v1. Without a seed the first start is that of seed 0.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with(AcrobotConfig::default())
-    }
-
-    /// Other physics.
-    #[must_use]
-    pub fn with(config: AcrobotConfig) -> Self {
-        Self {
-            config,
-            random: NumpyRandom::seeded(0),
-            state: None,
-        }
-    }
-
-    /// The physics.
-    #[must_use]
-    pub fn config(&self) -> &AcrobotConfig {
-        &self.config
-    }
-
-    /// The state (θ₁, θ₂, θ̇₁, θ̇₂) in double precision; none before the first reset.
-    #[must_use]
-    pub fn state(&self) -> Option<[f64; 4]> {
-        self.state
-    }
-
     /// How fast the state changes under a torque.
     fn change(&self, [theta1, theta2, dtheta1, dtheta2]: [f64; 4], torque: f64) -> [f64; 4] {
         let c = &self.config;

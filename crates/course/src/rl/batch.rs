@@ -37,7 +37,8 @@ impl<E: Env<Observation, i32>> EnvBatch<E> {
         }
         let mut envs: Vec<E> = (0..n).map(|_| make()).collect();
         let mut observations = Vec::with_capacity(n);
-        for (env, seed) in envs.iter_mut().zip(seed..) {
+        for (env, i) in envs.iter_mut().zip(0..) {
+            let seed = seed.saturating_add(i);
             let seed = i32::try_from(seed).map_err(|_| Error::Environment {
                 problem: format!("the seed {seed} is too large: give one below 2,147,483,648"),
             })?;

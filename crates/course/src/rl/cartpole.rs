@@ -86,42 +86,9 @@ pub struct CartPole {
     fallen: bool,
 }
 
-impl Default for CartPole {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+env::frame!(CartPole, CartPoleConfig, "CartPole-v1", "(x, ẋ, θ, θ̇)", 4, fallen: false);
 
 impl CartPole {
-    /// The physics of CartPole-v1. Without a seed the first start is that of seed 0.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with(CartPoleConfig::default())
-    }
-
-    /// Other physics.
-    #[must_use]
-    pub fn with(config: CartPoleConfig) -> Self {
-        Self {
-            config,
-            random: NumpyRandom::seeded(0),
-            state: None,
-            fallen: false,
-        }
-    }
-
-    /// The physics.
-    #[must_use]
-    pub fn config(&self) -> &CartPoleConfig {
-        &self.config
-    }
-
-    /// The state (x, ẋ, θ, θ̇) in double precision; none before the first reset.
-    #[must_use]
-    pub fn state(&self) -> Option<[f64; 4]> {
-        self.state
-    }
-
     /// The state after `tau` seconds of a force.
     fn moved(&self, [x, x_dot, theta, theta_dot]: [f64; 4], force: f64) -> [f64; 4] {
         let c = &self.config;

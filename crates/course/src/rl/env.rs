@@ -114,14 +114,65 @@ pub(super) fn nothing(size: usize) -> Observation {
     Observation::from_elem(size, f32::NAN)
 }
 
-/// The state before a step, if there is one and the action is one of `actions`.
+/// What is alike in all environments: making one, and looking inside. After the names come the
+/// name of its registration, what the state holds, its size, and further fields with their start.
+macro_rules! frame {
+    ($env:ident, $config:ident, $id:literal, $holds:literal, $size:literal
+     $(, $field:ident: $start:expr)*) => {
+        impl Default for $env {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+
+        impl $env {
+            #[doc = concat!("The physics of ", $id, ".")]
+            /// Without a seed the first start is that of seed 0.
+            #[must_use]
+            pub fn new() -> Self {
+                Self::with($config::default())
+            }
+
+            /// Other physics.
+            #[must_use]
+            pub fn with(config: $config) -> Self {
+                Self {
+                    config,
+                    random: NumpyRandom::seeded(0),
+                    state: None,
+                    $($field: $start,)*
+                }
+            }
+
+            /// The physics.
+            #[must_use]
+            pub fn config(&self) -> &$config {
+                &self.config
+            }
+
+            #[doc = concat!("The state ", $holds, " in double precision; none before the first reset.")]
+            #[must_use]
+            pub fn state(&self) -> Option<[f64; $size]> {
+                self.state
+            }
+        }
+    };
+}
+pub(super) use frame;
+
+/// The state before a step, if there is one.
+pub(super) fn begun<S>(name: &str, state: Option<S>) -> std::result::Result<S, String> {
+    state.ok_or_else(|| format!("{name}: reset it before the first step"))
+}
+
+/// The same, if the action is one of `actions`.
 pub(super) fn ready<S>(
     name: &str,
     state: Option<S>,
     action: i32,
     actions: i32,
 ) -> std::result::Result<S, String> {
-    let state = state.ok_or_else(|| format!("{name}: reset it before the first step"))?;
+    let state = begun(name, state)?;
     if (0..actions).contains(&action) {
         return Ok(state);
     }

@@ -6,15 +6,15 @@ use gymnasium_rs::core::Env;
 use super::batch::EnvBatch;
 use super::env::Observation;
 use crate::models::QSnapshot;
-use crate::{Result, interrupt};
+use crate::{Error, Result, interrupt};
 
 /// The returns of `episodes` episodes without exploration, the i-th begun with the seed
-/// `seed` + i; shorter ones if the learner presses stop.
+/// `seed` + i.
 ///
 /// # Errors
 ///
-/// [`Error::Environment`](crate::Error::Environment) when there are to be no episodes, and what
-/// the environments refuse.
+/// [`Error::Environment`] when there are to be no episodes, or the learner presses stop before
+/// they have ended, since the returns of a part would be too low; what the environments refuse.
 ///
 /// ```
 /// use course::prelude::*;
@@ -34,7 +34,13 @@ pub fn evaluate<E: Env<Observation, i32>>(
     let mut envs = EnvBatch::new(episodes, make, seed)?;
     let mut returns = vec![0.0; episodes];
     let mut open = vec![true; episodes];
-    while open.contains(&true) && !interrupt::requested() {
+    while open.contains(&true) {
+        if interrupt::requested() {
+            let left = open.iter().filter(|open| **open).count();
+            let problem =
+                format!("the evaluation was stopped with {left} of {episodes} episodes open");
+            return Err(Error::Environment { problem });
+        }
         let actions = best(&q.forward(&envs.tensor(device)?)?)?;
         for (i, step) in envs.step(&actions)?.into_iter().enumerate() {
             if open[i] {

@@ -81,41 +81,15 @@ pub struct MountainCar {
     state: Option<[f64; 2]>,
 }
 
-impl Default for MountainCar {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+env::frame!(
+    MountainCar,
+    MountainCarConfig,
+    "MountainCar-v0",
+    "(position, velocity)",
+    2
+);
 
 impl MountainCar {
-    /// The physics of MountainCar-v0. Without a seed the first start is that of seed 0.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with(MountainCarConfig::default())
-    }
-
-    /// Other physics.
-    #[must_use]
-    pub fn with(config: MountainCarConfig) -> Self {
-        Self {
-            config,
-            random: NumpyRandom::seeded(0),
-            state: None,
-        }
-    }
-
-    /// The physics.
-    #[must_use]
-    pub fn config(&self) -> &MountainCarConfig {
-        &self.config
-    }
-
-    /// The state (position, velocity) in double precision; none before the first reset.
-    #[must_use]
-    pub fn state(&self) -> Option<[f64; 2]> {
-        self.state
-    }
-
     /// The state a step later.
     fn moved(&self, [position, velocity]: [f64; 2], action: i32) -> [f64; 2] {
         let c = &self.config;

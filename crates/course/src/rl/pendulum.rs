@@ -80,47 +80,12 @@ pub struct Pendulum {
     last_u: Option<f64>,
 }
 
-impl Default for Pendulum {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+env::frame!(Pendulum, PendulumConfig, "Pendulum-v1", "(θ, θ̇), θ with its whole turns,", 2, last_u: None);
 
 impl Pendulum {
-    /// The physics of Pendulum-v1. Without a seed the first start is that of seed 0.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with(PendulumConfig::default())
-    }
-
-    /// Other physics.
-    #[must_use]
-    pub fn with(config: PendulumConfig) -> Self {
-        Self {
-            config,
-            random: NumpyRandom::seeded(0),
-            state: None,
-            last_u: None,
-        }
-    }
-
-    /// The physics.
-    #[must_use]
-    pub fn config(&self) -> &PendulumConfig {
-        &self.config
-    }
-
-    /// The state (θ, θ̇) in double precision, θ with its whole turns; none before the first reset.
-    #[must_use]
-    pub fn state(&self) -> Option<[f64; 2]> {
-        self.state
-    }
-
     /// The state before a step and the torque, if the action is one.
     fn ready(&self, action: &Observation) -> Result<([f64; 2], f32), String> {
-        let state = self
-            .state
-            .ok_or("Pendulum: reset it before the first step")?;
+        let state = env::begun("Pendulum", self.state)?;
         match action.as_slice() {
             Some([u]) if !u.is_nan() => Ok((state, *u)),
             Some([_]) => Err("Pendulum: the torque is NaN: give a number".into()),

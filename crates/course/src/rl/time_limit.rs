@@ -55,22 +55,10 @@ impl<E> TimeLimit<E> {
         &self.env
     }
 
-    /// The environment inside, without the limit.
-    #[must_use]
-    pub fn into_env(self) -> E {
-        self.env
-    }
-
     /// The limit.
     #[must_use]
     pub fn max_episode_steps(&self) -> usize {
         self.max_episode_steps
-    }
-
-    /// How many steps this episode has taken.
-    #[must_use]
-    pub fn elapsed_steps(&self) -> usize {
-        self.elapsed_steps
     }
 }
 
@@ -152,14 +140,14 @@ mod tests {
     fn what_is_refused_takes_no_time() {
         let mut env = TimeLimit::new(CartPole::new(), 3);
         assert!(rl::step(&mut env, 0).is_err(), "not reset yet");
-        assert_eq!(env.elapsed_steps(), 0);
+        assert_eq!(env.elapsed_steps, 0);
         rl::reset(&mut env, Some(0), Options::new()).unwrap();
         for elapsed in 1..=3 {
             assert!(rl::step(&mut env, 2).is_err());
             assert!(rl::reset(&mut env, Some(-1), Options::new()).is_err());
             let step = rl::step(&mut env, elapsed % 2).unwrap();
             assert_eq!((step.terminated, step.truncated), (false, elapsed == 3));
-            assert_eq!(env.elapsed_steps(), elapsed as usize);
+            assert_eq!(env.elapsed_steps, elapsed as usize);
         }
     }
 
@@ -173,6 +161,6 @@ mod tests {
         let mut truncated = || rl::step(&mut env, Observation::zeros(1)).unwrap().truncated;
         assert_eq!([truncated(), truncated()], [false, true], "the inner limit");
         assert!(env.render().is_some());
-        assert!(env.into_env().into_env().state().is_some());
+        assert!(env.env().env().state().is_some());
     }
 }
