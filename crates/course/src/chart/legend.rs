@@ -11,6 +11,7 @@ use super::text::{Room, cut, one_line};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sample {
     Line(usize),
+    Points(usize),
     Band(usize),
     Bar(usize),
     Reference(usize),
@@ -35,7 +36,7 @@ const ROW: f64 = 21.0;
 /// Entries for series drawn with `sample` and for the reference lines of a chart.
 pub(super) fn entries<'n>(
     names: impl IntoIterator<Item = &'n str>,
-    sample: fn(usize) -> Sample,
+    sample: impl Fn(usize) -> Sample,
     common: &Common,
 ) -> Vec<Entry> {
     let entry = |sample, name: &str| Entry {
@@ -137,6 +138,7 @@ fn one(scene: &mut Scene, entry: &Entry, x: f64, top: f64) {
             series_line(scene, index, &line, all);
             marker(scene, index, ((x + right) / 2.0, middle));
         }
+        Sample::Points(index) => marker(scene, index, (right - 10.0, middle)),
         Sample::Band(index) => {
             let tint = blend(WHITE, series(index), BAND_ALPHA);
             scene.rect(Rect::new(x, middle - 7.0, right, middle + 7.0), tint);

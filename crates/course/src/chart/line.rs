@@ -13,11 +13,12 @@ use super::value::{Value, set_whiskers};
 use super::words::{MOST_READ, Words, count};
 use crate::error::Result;
 
-/// Points joined in their order.
+/// Points, joined in their order or each by itself.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     pub name: String,
     pub points: Vec<(f64, Value)>,
+    pub joined: bool,
 }
 
 /// A chart of one or more lines.
@@ -95,16 +96,47 @@ impl LineChart {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn line<X: Into<f64>, Y: Into<Value>>(
-        mut self,
+        self,
         name: impl Into<String>,
         points: impl IntoIterator<Item = (X, Y)>,
+    ) -> Self {
+        self.series(name.into(), points, true)
+    }
+
+    /// Adds points that no line joins, such as measurements beside a curve. Each shows its
+    /// marker.
+    ///
+    /// ```
+    /// # use course::chart::LineChart;
+    /// let wave = (0..50).map(|i| f64::from(i) / 10.0).map(|x| (x, x.sin()));
+    /// let figure = LineChart::new("A wave", "x", "y")
+    ///     .line("sine", wave)
+    ///     .points("measured", [(0.9, 0.8), (3.1, 0.1)])
+    ///     .draw()?;
+    /// assert!(figure.describe().contains("Points \"measured\""));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn points<X: Into<f64>, Y: Into<Value>>(
+        self,
+        name: impl Into<String>,
+        points: impl IntoIterator<Item = (X, Y)>,
+    ) -> Self {
+        self.series(name.into(), points, false)
+    }
+
+    fn series<X: Into<f64>, Y: Into<Value>>(
+        mut self,
+        name: String,
+        points: impl IntoIterator<Item = (X, Y)>,
+        joined: bool,
     ) -> Self {
         let points = points.into_iter().map(|(x, y)| (x.into(), y.into()));
         // One more than allowed, so that an endless iterator is noticed and left.
         let points = points.take(MOST_VALUES + 1).collect();
         self.lines.push(Line {
-            name: name.into(),
+            name,
             points,
+            joined,
         });
         self
     }
@@ -249,8 +281,12 @@ impl LineChart {
         let y = self.common.y_scale(y_data, self.log_y)?;
         let mut page = Page::open(&self.common, self.common.size)?;
         let names = self.lines.iter().map(|line| line.name.as_str());
-        page.legend(&entries(names, Sample::Line, &self.common));
-        let whole = self.points().all(|p| p.0.fract() == 0.0);
+        let sample = |index: usize| match self.lines[index].joined {
+            true => Sample::Line(index),
+            false => Sample::Points(index),
+        };
+        page.legend(&entries(names, sample, &self.common));
+        let whole = self.values().all(|p| p.0.fract() == 0.0);
         let across = Along::Numbers { scale: x, whole };
         let up = Along::Numbers {
             scale: y,
@@ -264,7 +300,7 @@ impl LineChart {
         Figure::paint(&self.common.title, &page.scene, page.fonts, words)
     }
 
-    fn points(&self) -> impl Iterator<Item = &(f64, Value)> {
+    fn values(&self) -> impl Iterator<Item = &(f64, Value)> {
         self.lines.iter().flat_map(|line| &line.points)
     }
 
@@ -284,10 +320,16 @@ impl LineChart {
         }
         self.common.check_y(self.log_y)?;
         self.common.check_upright(self.log_x)?;
-        let x = Extent::of(self.points().map(|p| p.0));
+        let x = Extent::of(self.values().map(|p| p.0));
         let y = self
-            .points()
+            .values()
             .fold(Extent::EMPTY, |e, p| e.and(p.1.extent()));
+        check.need(!x.flat(), || {
+            format!(
+                "every x value is {:?}, which gives no axis: add a point at another x",
+                x.low
+            )
+        })?;
         check.range("the x values", x)?;
         check.need(!y.flat() || self.common.y_range.is_some(), || {
             let names: Vec<&str> = self.lines.iter().map(|l| l.name.as_str()).collect();
@@ -301,11 +343,17 @@ impl LineChart {
         Ok((x, y))
     }
 
-    fn validate_line(&self, Line { name, points }: &Line) -> Result<()> {
+    fn validate_line(&self, line: &Line) -> Result<()> {
+        let Line {
+            name,
+            points,
+            joined,
+        } = line;
         let check = self.common.check();
         let series = || format!("series \"{name}\"");
         check.need(!points.is_empty(), || {
-            format!("{} is empty: give it at least two points", series())
+            let least = if *joined { "two points" } else { "one point" };
+            format!("{} is empty: give it at least {least}", series())
         })?;
         check.amount(series, points.len())?;
         for (index, &(x, y)) in points.iter().enumerate() {
@@ -315,7 +363,7 @@ impl LineChart {
             y.check(check, || whose("y"), self.log_y.then_some(Axis::Y))?;
         }
         let x = Extent::of(points.iter().map(|p| p.0));
-        check.need(!x.flat(), || {
+        check.need(!joined || !x.flat(), || {
             format!(
                 "{} has {}, all at x = {:?}: a line needs two different x values",
                 series(),
@@ -336,12 +384,14 @@ impl LineChart {
     }
 }
 
-fn describe_line(Line { name, points }: &Line) -> String {
+fn describe_line(line: &Line) -> String {
+    let Line { name, points, .. } = line;
+    let what = if line.joined { "Series" } else { "Points" };
     let read = |(x, y): &(f64, Value)| format!("{} at {}", y.told(), plain(*x));
     let ranges = points.iter().any(|(_, y)| y.whisker.is_some());
-    if ranges && points.len() <= MOST_READ {
+    if (ranges || !line.joined) && points.len() <= MOST_READ {
         let points: Vec<String> = points.iter().map(read).collect();
-        return format!("Series \"{name}\": {}", points.join("; "));
+        return format!("{what} \"{name}\": {}", points.join("; "));
     }
     let by_y = |a: &&(f64, Value), b: &&(f64, Value)| a.1.number.total_cmp(&b.1.number);
     let named = |what: &str, point: Option<&(f64, Value)>| match point {
@@ -349,7 +399,7 @@ fn describe_line(Line { name, points }: &Line) -> String {
         None => String::new(),
     };
     format!(
-        "Series \"{name}\": {}; {}, {}; {}, {}",
+        "{what} \"{name}\": {}; {}, {}; {}, {}",
         count(points.len(), "point"),
         named("first", points.first()),
         named("last", points.last()),

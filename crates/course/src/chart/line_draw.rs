@@ -21,7 +21,7 @@ const FARTHEST: (f64, f64) = (12.0, 0.019);
 pub(super) fn lines(lines: &[Line], scene: &mut Scene, area: Rect, x: &Scale, y: &Scale) {
     let plot = Plot { lines, area, x, y };
     let aside = plot.aside();
-    for (index, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate().filter(|(_, line)| line.joined) {
         let points = line.points.iter().map(|p| plot.at(p, aside[index]));
         let points = thin(points.collect(), area.width());
         series_line(scene, index, &points, area);
@@ -54,12 +54,13 @@ impl Plot<'_> {
         (x + aside, y)
     }
 
-    /// The points with a marker: all of a short line, about a dozen of a long one.
+    /// The points with a marker: all of a short line or of none, about a dozen of a long one.
     fn marked(&self, index: usize) -> impl Iterator<Item = &(f64, Value)> {
-        let points = &self.lines[index].points;
+        let Line { points, joined, .. } = &self.lines[index];
         let every = points
             .len()
             .div_ceil(if points.len() > 24 { 12 } else { 24 });
+        let every = if *joined { every } else { 1 };
         let first = index * every / self.lines.len();
         points.iter().skip(first).step_by(every)
     }
@@ -130,6 +131,7 @@ mod tests {
         Line {
             name: name.into(),
             points: points.iter().map(point).collect(),
+            joined: true,
         }
     }
 
@@ -206,6 +208,25 @@ mod tests {
         );
         let apart = drawn(&lines(5.0));
         assert_eq!(place(&apart, 2), 500.0, "nothing is covered");
+    }
+
+    #[test]
+    fn points_that_no_line_joins_all_have_a_marker() {
+        let all: Vec<_> = (0..100)
+            .map(|i| (0.02 * f64::from(i), 5.0, (0.0, 0.0)))
+            .collect();
+        let count = |joined| {
+            let shapes = drawn(&[Line {
+                joined,
+                ..line("a", &all)
+            }]);
+            let lines = shapes.iter().filter(|s| matches!(s, Shape::Line { .. }));
+            // Each marker is a circle on a white one.
+            let circles = shapes.iter().filter(|s| matches!(s, Shape::Circle { .. }));
+            (lines.count(), circles.count())
+        };
+        assert_eq!(count(false), (0, 200));
+        assert_eq!(count(true), (1, 24));
     }
 
     #[test]

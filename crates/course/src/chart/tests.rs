@@ -121,7 +121,9 @@ fn crowded() -> LineChart {
 /// Ticks so long that not all of them have room.
 fn wide_ticks() -> LineChart {
     let points = (0..9).map(|i| (1_000_000_000.0 + 2.0 * f64::from(i), i % 4));
-    LineChart::new("Long ticks", "second", "value").line("a", points)
+    LineChart::new("Long ticks", "second", "value")
+        .line("a", points)
+        .points("b", [(1_000_000_003.0, 2.5), (1_000_000_009.0, 0.5)])
 }
 
 /// Runs of three seeds around `mean`.

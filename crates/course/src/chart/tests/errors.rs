@@ -39,6 +39,15 @@ fn lines_need_points() {
         &["\"wall\"", "2 points", "x values"],
     );
     refuses(
+        good().points("void", none).draw(),
+        &["\"void\" is empty", "one point"],
+    );
+    refuses(
+        chart().points("wall", [(3, 1), (3, 2)]).draw(),
+        &["every x value is 3.0", "another x"],
+    );
+    assert!(good().points("dot", [(3, 1)]).draw().is_ok());
+    refuses(
         chart().line("flat", [(0, 5), (1, 5)]).draw(),
         &["\"flat\"", "5.0", ".y_range"],
     );

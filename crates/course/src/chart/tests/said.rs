@@ -19,6 +19,17 @@ Both rise.";
 }
 
 #[test]
+fn points_in_words() {
+    let chart = LineChart::new("A wave", "x", "y").line("wave", [(0, 0), (9, 1)]);
+    let figure = chart.points("seen", [(1, 2.5), (4, 3.0)]).draw().unwrap();
+    let words = figure.describe();
+    assert!(
+        words.contains("Points \"seen\": 2.5 at 1; 3 at 4."),
+        "{words}"
+    );
+}
+
+#[test]
 fn bars_in_words() {
     let expected = "\
 Bar chart: Accuracy.
