@@ -176,7 +176,8 @@ impl MetaLearner {
     ///
     /// # Errors
     ///
-    /// Tasks whose points have another shape; a gradient that is not finite.
+    /// Tasks whose points have another shape; a gradient, or with Reptile a loss, that is not finite.
+    /// The start is then as before.
     pub fn meta_step(&mut self, tasks: &Tasks) -> Result<f64> {
         if self.config.method == MetaMethod::Reptile {
             return self.reptile_step(tasks);
@@ -195,12 +196,19 @@ impl MetaLearner {
         ];
         let adapted = self.descend(self.constants(), |i| turns[i % 2], self.config.inner_steps)?;
         let loss = self.network.errors(&adapted, turns[1].0, turns[1].1)?;
+        let loss: f64 = loss.mean_all()?.to_dtype(DType::F64)?.to_scalar()?;
+        if !loss.is_finite() {
+            return Err(refused(format!(
+                "the inner loop of Reptile ended at an error of {loss}; the start is as before. \
+                 Lower inner_rate or inner_steps"
+            )));
+        }
         let part = self.config.outer_rate * self.factor;
         for (name, var) in &self.variables {
             let mean = adapted[name].mean(0)?.reshape(var.shape())?;
             var.set(&((var.as_tensor() * (1.0 - part))? + (mean * part)?)?.detach())?;
         }
-        Ok(loss.mean_all()?.to_dtype(DType::F64)?.to_scalar()?)
+        Ok(loss)
     }
 
     /// Multiplies the outer rate, for a schedule such as [`lora::optim::Schedule`].

@@ -447,6 +447,31 @@ fn reptile_goes_part_of_the_way() -> Result<()> {
     Ok(())
 }
 
+/// A start that could be lost in one step is kept.
+#[test]
+fn an_inner_loop_that_diverges_is_an_error_and_leaves_the_start() -> Result<()> {
+    for (method, says) in [
+        (MetaMethod::Maml, "gradient"),
+        (MetaMethod::FirstOrder, "gradient"),
+        (MetaMethod::Reptile, "Lower inner_rate"),
+    ] {
+        let config = MetaConfig {
+            method,
+            inner_steps: 6,
+            inner_rate: 1e30,
+            ..small(Adapt::Full)
+        };
+        let start = weights(&config, DType::F32);
+        let mut learner = MetaLearner::new(&config, &start)?;
+        let error = problem(learner.meta_step(&tasks(DType::F32)));
+        assert!(error.contains(says), "{method:?}: {error}");
+        for (name, now) in learner.start() {
+            assert_eq!(values(&now), values(&start[&name]), "{method:?}, {name}");
+        }
+    }
+    Ok(())
+}
+
 fn problem<T>(result: Result<T>) -> String {
     match result {
         Ok(_) => String::from("no error"),
