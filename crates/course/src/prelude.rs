@@ -16,7 +16,8 @@
 //! - charts: [`LineChart`], [`BarChart`], [`HeatMap`], [`ImageGrid`], [`RewardChart`], [`Figure`];
 //! - the course's rooms by name: [`chart`](mod@chart), [`data`](mod@data),
 //!   [`exercise`](mod@exercise), [`interrupt`](mod@interrupt), [`linalg`](mod@linalg),
-//!   [`metrics`](mod@metrics), [`models`](mod@models), [`rl`](mod@rl), [`train`](mod@train);
+//!   [`meta`](mod@meta), [`metrics`](mod@metrics), [`models`](mod@models), [`rl`](mod@rl),
+//!   [`train`](mod@train);
 //! - its commonest words: [`device`](fn@device), [`rng`](fn@rng), [`Rng`], [`record`],
 //!   [`Spread`], [`Exercise`];
 //! - whole crates by name: `candle_core`, `candle_nn`, `lora`, `plotters`, `gymnasium_rs`, so that
@@ -65,4 +66,4 @@ pub use crate::rng::{Rng, rng};
 pub use crate::train::{History, Training};
 
 pub use crate::{candle_core, candle_nn, gymnasium_rs, lora, plotters};
-pub use crate::{chart, data, exercise, interrupt, linalg, metrics, models, rl, train};
+pub use crate::{chart, data, exercise, interrupt, linalg, meta, metrics, models, rl, train};

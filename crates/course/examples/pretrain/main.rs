@@ -15,7 +15,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Training = fn() -> Result<()>;
 
 /// Every checkpoint: its name and what trains it.
-const ALL: [(&str, Training); 10] = [
+const ALL: [(&str, Training); 14] = [
     ("sotu-lm", llama::base),
     ("sotu-lm-kjv", llama::tuned),
     ("fashion-cnn", cnn::base),
@@ -23,9 +23,13 @@ const ALL: [(&str, Training); 10] = [
     ("fashion-gan", generative::gan),
     ("fashion-vae", generative::vae),
     ("cartpole-dqn", dqn::cartpole),
+    ("sinusoid-first-order", meta::first_order),
     ("sinusoid-maml", meta::maml),
     ("sinusoid-maml-lora", meta::maml_lora),
+    ("sinusoid-maml-lora-r1", meta::maml_lora_r1),
+    ("sinusoid-maml-rates", meta::maml_rates),
     ("sinusoid-pretrained", meta::pretrained),
+    ("sinusoid-reptile", meta::reptile),
 ];
 
 fn main() -> ExitCode {

@@ -11,6 +11,7 @@ use super::text::{Room, cut, one_line};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sample {
     Line(usize),
+    Bare(usize),
     Points(usize),
     Band(usize),
     Bar(usize),
@@ -138,6 +139,7 @@ fn one(scene: &mut Scene, entry: &Entry, x: f64, top: f64) {
             series_line(scene, index, &line, all);
             marker(scene, index, ((x + right) / 2.0, middle));
         }
+        Sample::Bare(index) => series_line(scene, index, &line, all),
         Sample::Points(index) => marker(scene, index, (right - 10.0, middle)),
         Sample::Band(index) => {
             let tint = blend(WHITE, series(index), BAND_ALPHA);

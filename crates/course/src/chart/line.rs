@@ -104,7 +104,7 @@ impl LineChart {
     }
 
     /// Adds points that no line joins, such as measurements beside a curve. Each shows its
-    /// marker.
+    /// marker, and the chart's lines show none.
     ///
     /// ```
     /// # use course::chart::LineChart;
@@ -282,7 +282,8 @@ impl LineChart {
         let mut page = Page::open(&self.common, self.common.size)?;
         let names = self.lines.iter().map(|line| line.name.as_str());
         let sample = |index: usize| match self.lines[index].joined {
-            true => Sample::Line(index),
+            true if line_draw::bears_markers(&self.lines, index) => Sample::Line(index),
+            true => Sample::Bare(index),
             false => Sample::Points(index),
         };
         page.legend(&entries(names, sample, &self.common));

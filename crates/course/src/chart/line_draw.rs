@@ -32,12 +32,21 @@ pub(super) fn lines(lines: &[Line], scene: &mut Scene, area: Rect, x: &Scale, y:
         }
     }
     for (index, aside) in aside.iter().enumerate() {
+        if !bears_markers(lines, index) {
+            continue;
+        }
         for point in plot.marked(index) {
             if area.holds(plot.at(point, 0.0)) {
                 marker(scene, index, plot.at(point, *aside));
             }
         }
     }
+}
+
+/// Whether a series shows its markers. Beside points that no line joins, lines do not: a marker on
+/// a line would look like one of these points.
+pub(super) fn bears_markers(lines: &[Line], index: usize) -> bool {
+    !lines[index].joined || lines.iter().all(|line| line.joined)
 }
 
 /// Lines and where they lie.
@@ -216,17 +225,21 @@ mod tests {
             .map(|i| (0.02 * f64::from(i), 5.0, (0.0, 0.0)))
             .collect();
         let count = |joined| {
-            let shapes = drawn(&[Line {
-                joined,
-                ..line("a", &all)
-            }]);
-            let lines = shapes.iter().filter(|s| matches!(s, Shape::Line { .. }));
-            // Each marker is a circle on a white one.
+            let beside = line("b", &all[..24]);
+            let shapes = drawn(&[
+                Line {
+                    joined,
+                    ..line("a", &all)
+                },
+                beside,
+            ]);
+            // Each marker is a circle or a square on a white one.
             let circles = shapes.iter().filter(|s| matches!(s, Shape::Circle { .. }));
-            (lines.count(), circles.count())
+            let squares = shapes.iter().filter(|s| matches!(s, Shape::Polygon { .. }));
+            (circles.count() / 2, squares.count() / 2)
         };
-        assert_eq!(count(false), (0, 200));
-        assert_eq!(count(true), (1, 24));
+        assert_eq!(count(false), (100, 0), "the line beside has no markers");
+        assert_eq!(count(true), (12, 24));
     }
 
     #[test]

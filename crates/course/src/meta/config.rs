@@ -137,17 +137,22 @@ impl MetaConfig {
         }
     }
 
-    /// Numbers in weights, biases and LoRA pairs: all that the outer loop learns.
+    /// Numbers in weights, biases, LoRA pairs and learned step sizes: all that the outer loop
+    /// learns.
     #[must_use]
     pub fn parameters(&self) -> usize {
-        mlp::count(&self.layer_sizes) + self.in_pairs()
+        let rates = match self.learn_inner_rates {
+            true => self.adapted_names().len(),
+            false => 0,
+        };
+        mlp::count(&self.layer_sizes) + self.in_pairs() + rates
     }
 
     /// Numbers that the inner loop moves.
     #[must_use]
     pub fn adapted(&self) -> usize {
         match self.adapt {
-            Adapt::Full => self.parameters(),
+            Adapt::Full => mlp::count(&self.layer_sizes),
             Adapt::Lora { .. } | Adapt::Beside { .. } => self.in_pairs(),
         }
     }

@@ -596,8 +596,17 @@ fn another_inner_rate() -> Result<()> {
 
 #[test]
 fn counts_are_those_of_the_weights() -> Result<()> {
-    for adapt in [Adapt::Full, LORA, BESIDE] {
-        let config = small(adapt);
+    for (adapt, learn_inner_rates) in [
+        (Adapt::Full, false),
+        (Adapt::Full, true),
+        (LORA, false),
+        (LORA, true),
+        (BESIDE, false),
+    ] {
+        let config = MetaConfig {
+            learn_inner_rates,
+            ..small(adapt)
+        };
         let weights = config.random_weights(&mut rng(1), &CPU)?;
         let count = |names: &mut dyn Iterator<Item = &String>| -> usize {
             names.map(|name| weights[name].elem_count()).sum()
