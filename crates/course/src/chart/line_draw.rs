@@ -236,10 +236,12 @@ mod tests {
             // Each marker is a circle or a square on a white one.
             let circles = shapes.iter().filter(|s| matches!(s, Shape::Circle { .. }));
             let squares = shapes.iter().filter(|s| matches!(s, Shape::Polygon { .. }));
-            (circles.count() / 2, squares.count() / 2)
+            let of_first = |s: &&Shape| matches!(s, Shape::Line { colour, .. } if *colour == colour::series(0));
+            let lines = shapes.iter().filter(of_first).count();
+            (circles.count() / 2, squares.count() / 2, lines)
         };
-        assert_eq!(count(false), (100, 0), "the line beside has no markers");
-        assert_eq!(count(true), (12, 24));
+        assert_eq!(count(false), (100, 0, 0), "the line beside has no markers");
+        assert_eq!(count(true), (12, 24, 1));
     }
 
     #[test]
