@@ -8,10 +8,11 @@
 //! # Second derivatives
 //!
 //! The outer gradient goes through the inner steps, so the inner gradient must itself be something
-//! that can be differentiated. candle cuts that: the gradients of its backward pass are constants.
-//! Here the inner gradient is therefore written out by hand, as a forward computation of candle's
-//! tensors ([`MetaNetwork::gradients`]). One ordinary backward pass through it then gives the exact
-//! gradient of the outer loss, second derivatives and all.
+//! that can be differentiated. candle cuts that: its backward pass detaches the gradients, unless
+//! an environment variable says otherwise, so that they are constants. Here the inner gradient is
+//! therefore written out by hand, as a forward computation of candle's tensors
+//! ([`MetaNetwork::gradients`]). One ordinary backward pass through it then gives the exact gradient
+//! of the outer loss, second derivatives and all.
 //!
 //! # Many tasks at once
 //!
