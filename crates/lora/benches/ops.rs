@@ -12,6 +12,7 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::Conv2dConfig;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lora::ops;
+use lora::quant::{QuantConfig, quantize};
 
 const CPU: Device = Device::Cpu;
 
@@ -210,9 +211,41 @@ fn quick() -> Criterion {
         .measurement_time(Duration::from_millis(500))
 }
 
+/// QLoRA's layer: the weight in f32, in 4 bits, and in 4 bits that are expanded as a whole.
+fn quantized(c: &mut Criterion) {
+    let (w, a, b) = (random(&[1536, 576]), random(&[8, 576]), random(&[1536, 8]));
+    let four = quantize(&w, &QuantConfig::default()).unwrap();
+    for rows in [1, 256] {
+        let mut group = c.benchmark_group(format!("lora 4bit {rows}x576x1536"));
+        let x = Var::from_tensor(&random(&[rows, 576])).unwrap();
+        let (a, b) = (Var::from_tensor(&a).unwrap(), Var::from_tensor(&b).unwrap());
+        let thin = |y: Tensor| -> Result<Tensor> {
+            let h = ops::linear(&x, &a, None)?;
+            y + ops::linear(&h, &b, None)?
+        };
+        let f32s = || thin(ops::linear(&x, &w, None)?);
+        let in_4_bits = || thin(ops::linear_4bit(&x, &four, None)?);
+        let expanded = || thin(ops::linear(&x, &four.dequantize()?, None)?);
+        let ways: [(&str, &dyn Fn() -> Result<Tensor>); 3] = [
+            ("f32", &f32s),
+            ("4bit", &in_4_bits),
+            ("expanded", &expanded),
+        ];
+        for (who, op) in ways {
+            group.bench_function(format!("forward/{who}"), |b| {
+                b.iter(|| black_box(op().unwrap()));
+            });
+            group.bench_function(format!("both/{who}"), |b| {
+                b.iter(|| black_box(op().unwrap().backward().unwrap()));
+            });
+        }
+        group.finish();
+    }
+}
+
 criterion_group! {
     name = benches;
     config = quick();
-    targets = linears, convolutions, activations, norms, softmaxes, ropes, losses
+    targets = linears, quantized, convolutions, activations, norms, softmaxes, ropes, losses
 }
 criterion_main!(benches);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use rand::RngCore;
 
-use crate::base::{Keys, adapter_dtype, plain, sealed::Base};
+use crate::base::{Keys, Weight, adapter_dtype, plain, sealed::Base};
 use crate::config::unsupported;
 use crate::dropout::Dropout;
 use crate::init::{Start, too_large};
@@ -94,7 +94,7 @@ impl Adapter {
         let rewritten = match &taken {
             Some((a, b, s)) => {
                 let part = base.to_weight_layout((base.product(a, b)? * *s)?)?;
-                Some((weight.to_dtype(dtype)? - part)?.to_dtype(weight.dtype())?)
+                Some((weight.dense()?.to_dtype(dtype)? - part)?.to_dtype(weight.dtype())?)
             }
             None => None,
         };
@@ -166,7 +166,9 @@ impl Adapter {
 
     /// No update, but the base's own bias, and its weight too (if `weight`), as variables.
     pub(crate) fn whole<B: Base>(base: &B, weight: bool) -> Result<Self> {
-        let weight = weight.then(|| trained(base.weight())).transpose()?;
+        let weight = weight
+            .then(|| -> Result<_> { Ok(trained(&base.weight().dense()?)?) })
+            .transpose()?;
         let mut adapter = Self {
             update: None,
             magnitude: None,
@@ -467,10 +469,11 @@ impl Adapter {
         let as_own = |var: &Var| var.to_dtype(own);
         let weight = self.saved_weight.as_ref().map(as_own).transpose()?;
         let bias = self.base_bias.as_ref().map(as_own).transpose()?;
-        base.with(
-            weight.unwrap_or_else(|| base.weight().clone()),
-            bias.or_else(|| base.bias().cloned()),
-        )
+        let bias = bias.or_else(|| base.bias().cloned());
+        match weight {
+            Some(weight) => base.with(weight, bias),
+            None => base.with_bias(bias),
+        }
     }
 
     /// The factors of ΔW = s · B A, with VeRA's λ multiplied in.
@@ -512,7 +515,9 @@ impl Adapter {
     /// ‖W + ΔW‖ for each output, (out), without a graph.
     pub(crate) fn norm<B: Base>(&self, base: &B) -> Result<Tensor> {
         let dtype = adapter_dtype(base.weight().dtype());
-        let weight = base.to_matrix(&base.weight().to_dtype(dtype)?)?.detach();
+        let weight = base
+            .to_matrix(&base.weight().dense()?.to_dtype(dtype)?)?
+            .detach();
         let sum = match self.factors()? {
             Some((a, b)) => {
                 let (a, b) = (a.detach(), b.detach());
@@ -589,7 +594,10 @@ impl Adapter {
             }
             // As PEFT: the base's part of the correction sees the dropped input too.
             (Some(x), _) => {
-                let bare = base.with(base.weight().to_dtype(x.dtype())?, None)?;
+                let bare = match base.weight() {
+                    Weight::Dense(weight) => base.with(weight.to_dtype(x.dtype())?, None)?,
+                    Weight::Quantized(_) => base.with_bias(None)?,
+                };
                 bare.forward(x)?
             }
         };

@@ -1,12 +1,14 @@
 //! What a layer must say of itself so that an adapter can sit beside it.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::ops::Share;
+use crate::quant::Quantized;
 use crate::{Error, Result};
 
-/// A layer that LoRA can adapt: [`candle_nn::Linear`], [`candle_nn::Conv1d`],
-/// [`candle_nn::Conv2d`] and [`ScaledEmbedding`](crate::ScaledEmbedding).
+/// A layer that LoRA can adapt: [`candle_nn::Linear`],
+/// [`Linear4bit`](crate::quant::Linear4bit), [`candle_nn::Conv1d`], [`candle_nn::Conv2d`] and
+/// [`ScaledEmbedding`](crate::ScaledEmbedding).
 ///
 /// [`LoraLayer`](crate::LoraLayer) holds everything that is the same for all of them; a base says
 /// how its own product goes. The trait is sealed: its methods are no part of the public API.
@@ -27,10 +29,14 @@ pub(crate) mod sealed {
         /// The tensors' names in a PEFT file.
         const KEYS: Keys;
 
-        fn weight(&self) -> &Tensor;
+        fn weight(&self) -> Weight<'_>;
         fn bias(&self) -> Option<&Tensor>;
         /// The same layer with other numbers.
         fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self>;
+        /// The same layer with another bias.
+        fn with_bias(&self, bias: Option<Tensor>) -> Result<Self> {
+            self.with(self.weight().dense()?, bias)
+        }
 
         /// The shape a weight must have, in words, when this one is no good.
         fn refused_shape(&self) -> Option<&'static str>;
@@ -96,6 +102,62 @@ pub(crate) mod sealed {
     }
 }
 
+/// The weight of a layer: a tensor, or codes of 4 bits.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    Dense(&'a Tensor),
+    Quantized(&'a Quantized),
+}
+
+impl<'a> From<&'a Tensor> for Weight<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        Self::Dense(weight)
+    }
+}
+
+impl<'a> From<&'a Quantized> for Weight<'a> {
+    fn from(weight: &'a Quantized) -> Self {
+        Self::Quantized(weight)
+    }
+}
+
+impl<'a> Weight<'a> {
+    pub fn dims(self) -> &'a [usize] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Quantized(weight) => weight.dims(),
+        }
+    }
+
+    /// The type of its numbers, when they stand in full.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Dense(weight) => weight.dtype(),
+            Self::Quantized(weight) => weight.dtype(),
+        }
+    }
+
+    pub fn device(self) -> &'a Device {
+        match self {
+            Self::Dense(weight) => weight.device(),
+            Self::Quantized(weight) => weight.device(),
+        }
+    }
+
+    /// Whether it trains or comes from something that does.
+    pub fn track_op(self) -> bool {
+        matches!(self, Self::Dense(weight) if weight.track_op())
+    }
+
+    /// All of its numbers.
+    pub fn dense(self) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight.clone()),
+            Self::Quantized(weight) => weight.dequantize(),
+        }
+    }
+}
+
 /// The names of a layer's tensors after its path.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys {
@@ -120,7 +182,10 @@ impl Keys {
 pub(crate) fn frozen<B: sealed::Base>(layer: &str, base: &B) -> Result<B> {
     check_parts(layer, base)?;
     let bias = base.bias().map(plain).transpose()?;
-    base.with(plain(base.weight())?, bias)
+    match base.weight() {
+        Weight::Dense(weight) => base.with(plain(weight)?, bias),
+        Weight::Quantized(_) => base.with_bias(bias),
+    }
 }
 
 /// Refuses a weight and a bias that are none of such a layer.

@@ -9,8 +9,11 @@ use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, Linear, V
 use crate::base::{Base, plain};
 use crate::layer::LoraLayer;
 use crate::model::{LoraModel, any::AnyLayer};
+use crate::quant::{Linear4bit, QuantConfig};
 use crate::through::through;
-use crate::{LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, ParameterCount, Result};
+use crate::{
+    LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraLinear4bit, ParameterCount, Result,
+};
 
 /// Builds a network's layers from a checkpoint, as [`candle_nn::VarBuilder`] does, and keeps a
 /// handle on each of them for the [`LoraModel`].
@@ -320,6 +323,44 @@ impl<'a> LoraBuilder<'a> {
             out_features,
             self.vb(),
         )?)
+    }
+
+    /// A linear layer with its weight in 4 bits, for QLoRA: `weight` (out, in) is quantised, and the
+    /// full one let go; `bias` (out) where the checkpoint has one.
+    ///
+    /// # Errors
+    ///
+    /// As [`linear`](Self::linear), and as [`quantize`](crate::quant::quantize); a base that trains.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_nn::VarBuilder;
+    /// # use lora::{LoraBuilder, quant::QuantConfig};
+    /// let b = LoraBuilder::new(VarBuilder::zeros(DType::F32, &Device::Cpu));
+    /// let layer = b.pp("q").linear_4bit(4, 3, &QuantConfig::default())?;
+    /// assert_eq!(layer.base().weight().dims(), [3, 4]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn linear_4bit(
+        &self,
+        in_features: usize,
+        out_features: usize,
+        config: &QuantConfig,
+    ) -> Result<LoraLinear4bit> {
+        let linear = match self.vb.contains_tensor("bias") {
+            true => candle_nn::linear(in_features, out_features, self.vb())?,
+            false => candle_nn::linear_no_bias(in_features, out_features, self.vb())?,
+        };
+        if linear.weight().track_op() {
+            return Err(crate::config::unsupported(
+                &format!(
+                    "a linear layer in 4 bits whose base trains, {}",
+                    self.vb.prefix()
+                ),
+                "codes cannot train; build the network with LoraBuilder::new",
+            ));
+        }
+        self.noted(Linear4bit::quantize(&linear, config)?)
     }
 
     /// A convolution: `weight` (out, in / groups, k) and `bias` (out).

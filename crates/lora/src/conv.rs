@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::{Conv1d, Conv2d};
 
 use crate::Result;
-use crate::base::{Keys, filled, sealed, stacked};
+use crate::base::{Keys, Weight, filled, sealed, stacked};
 use crate::ops::{self, How, Share};
 
 /// A [`candle_nn::Conv1d`] with trainable low-rank updates beside it.
@@ -79,8 +79,8 @@ macro_rules! convolution {
             const LAYER: &'static str = $layer;
             const KEYS: Keys = Keys::WEIGHTS;
 
-            fn weight(&self) -> &Tensor {
-                $conv::weight(self)
+            fn weight(&self) -> Weight<'_> {
+                $conv::weight(self).into()
             }
 
             fn bias(&self) -> Option<&Tensor> {

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use candle_nn::Embedding;
 
 use crate::Result;
-use crate::base::{Keys, filled, sealed};
+use crate::base::{Keys, Weight, filled, sealed};
 
 /// An embedding with trainable low-rank updates beside it.
 ///
@@ -136,8 +136,8 @@ impl sealed::Base for ScaledEmbedding {
     const LAYER: &'static str = "LoraEmbedding";
     const KEYS: Keys = Keys::EMBEDDING;
 
-    fn weight(&self) -> &Tensor {
-        &self.weight
+    fn weight(&self) -> Weight<'_> {
+        (&self.weight).into()
     }
 
     fn bias(&self) -> Option<&Tensor> {

@@ -72,6 +72,15 @@ pub enum Error {
         wants: String,
     },
 
+    /// A tensor or a setting that [`quant`](crate::quant) cannot put into 4 bits.
+    #[error("quantize: {what} will not do; it takes {wants}")]
+    Quantize {
+        /// The tensor or the setting.
+        what: String,
+        /// What it must be.
+        wants: String,
+    },
+
     /// A pattern of `target_modules`, `exclude_modules`, `rank_pattern` or `alpha_pattern` is
     /// not a regular expression.
     #[error("{field}: {pattern:?} is not a usable regular expression: {why}")]

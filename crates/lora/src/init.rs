@@ -199,7 +199,7 @@ fn orthogonal(
 /// The part of W that PiSSA and OLoRA make the adapter of.
 fn principal<B: Base>(base: &B, config: &LoraConfig) -> Result<(Tensor, Tensor)> {
     let (r, s) = (config.r, config.scaling());
-    let weight = base.to_matrix(base.weight())?;
+    let weight = base.to_matrix(&base.weight().dense()?)?;
     if config.init_lora_weights == Init::Olora {
         let (q, upper) = svd::qr(&weight, r)?;
         return Ok((upper, q));

@@ -8,7 +8,7 @@ use candle_nn::Module;
 use rand::{Rng, RngCore};
 
 use crate::adapter::Adapter;
-use crate::base::{Base, adapter_dtype, check_input, check_parts, frozen, sealed};
+use crate::base::{Base, Weight, adapter_dtype, check_input, check_parts, frozen, sealed};
 use crate::config::unsupported;
 use crate::count::grouped;
 use crate::ops::Share;
@@ -346,6 +346,19 @@ impl<B: Base> LoraLayer<B> {
                 "it rewrites the base weight and would change them; add it first",
             ));
         }
+        if config.init_lora_weights.rewrites_base()
+            && matches!(state.base.weight(), Weight::Quantized(_))
+        {
+            return Err(unsupported(
+                &format!(
+                    "layer {}: {:?} on a weight in 4 bits",
+                    self.name(),
+                    config.init_lora_weights
+                ),
+                "what it leaves of the weight would be rounded again; give it the full weight and \
+                 quantise the rest, or use another initialisation",
+            ));
+        }
         if config.init_lora_weights.rewrites_base() && state.base.weight().track_op() {
             return Err(unsupported(
                 &format!(
@@ -476,7 +489,8 @@ impl<B: Base> LoraLayer<B> {
                 .base
                 .to_weight_layout((state.base.product(a, b)? * *s)?)?;
             let weight = state.base.weight();
-            let whole = (weight.to_dtype(part.dtype())? + part)?.to_dtype(weight.dtype())?;
+            let whole =
+                (weight.dense()?.to_dtype(part.dtype())? + part)?.to_dtype(weight.dtype())?;
             state.base = state.base.with(whole, state.base.bias().cloned())?;
         }
         state.adapters.retain(|(name, _)| name != adapter);
@@ -752,8 +766,8 @@ impl<B: Base> LoraLayer<B> {
             let mut active = state.adapters.iter();
             active.any(|(name, adapter)| state.active.contains(name) && by(adapter))
         };
-        let part = |tensor: &Tensor, replaced: bool| {
-            let numbers = tensor.elem_count();
+        let part = |tensor: Weight<'_>, replaced: bool| {
+            let numbers = tensor.dims().iter().product();
             let trains = tensor.track_op() && !replaced;
             ParameterCount {
                 trainable: if trains { numbers } else { 0 },
@@ -763,7 +777,7 @@ impl<B: Base> LoraLayer<B> {
         let weight_replaced = replaced(|adapter| adapter.saved_weight.is_some());
         let mut count = part(state.base.weight(), weight_replaced);
         if let Some(bias) = state.base.bias() {
-            count = count + part(bias, replaced(|adapter| adapter.base_bias.is_some()));
+            count = count + part(bias.into(), replaced(|adapter| adapter.base_bias.is_some()));
         }
         for (name, adapter) in &state.adapters {
             let own: usize = adapter

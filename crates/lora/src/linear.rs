@@ -1,11 +1,12 @@
-//! The linear layer as a base.
+//! The linear layer as a base, its weight in full or in 4 bits.
 
 use candle_core::Tensor;
 use candle_nn::Linear;
 
 use crate::Result;
-use crate::base::{Keys, filled, sealed, stacked};
+use crate::base::{Keys, Weight, sealed, stacked};
 use crate::ops::{self, Share, lora_shares};
+use crate::quant::{Linear4bit, quantize};
 
 /// A [`candle_nn::Linear`] with trainable low-rank updates beside it.
 ///
@@ -41,117 +42,169 @@ use crate::ops::{self, Share, lora_shares};
 /// ```
 pub type LoraLinear = crate::LoraLayer<Linear>;
 
-impl sealed::Base for Linear {
-    const LAYER: &'static str = "LoraLinear";
-    const KEYS: Keys = Keys::WEIGHTS;
+/// A [`Linear4bit`] with trainable low-rank updates beside it: QLoRA.
+///
+/// y = x dequantised(W)ᵀ + b + s · (x Aᵀ) Bᵀ. W stays in 4 bits, forward and backward
+/// ([`ops::linear_4bit`]); A and B are as beside any layer, in the type that W was made from, f32 for
+/// half precision. Merging dequantises, adds, and quantises again, so it rounds what the adapter
+/// has learned; unmerging is exact.
+///
+/// Source: Dettmers et al. 2023, arXiv:2305.14314, equation 5; PEFT `tuners/lora/bnb.py`,
+/// `Linear4bit`.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{Linear, Module};
+/// use lora::quant::{Linear4bit, QuantConfig};
+/// use lora::{LoraConfig, LoraLinear4bit};
+/// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+///
+/// let mut rng = ChaCha8Rng::seed_from_u64(1);
+/// let base = Linear::new(Tensor::ones((64, 128), DType::F32, &Device::Cpu)?, None);
+/// let base = Linear4bit::quantize(&base, &QuantConfig::default())?;
+/// let layer = LoraLinear4bit::new("q_proj", base, &LoraConfig::new(8, 16.0), &mut rng)?;
+/// let y = layer.forward(&Tensor::ones((3, 128), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(y.dims(), [3, 64]);
+/// assert_eq!(layer.parameter_count().trainable, 8 * (128 + 64));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub type LoraLinear4bit = crate::LoraLayer<Linear4bit>;
 
-    fn weight(&self) -> &Tensor {
-        Linear::weight(self)
-    }
-
-    fn bias(&self) -> Option<&Tensor> {
-        Linear::bias(self)
-    }
-
-    fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        Ok(Linear::new(weight, bias))
-    }
-
-    fn refused_shape(&self) -> Option<&'static str> {
-        let good = Linear::weight(self).rank() == 2 && filled(Linear::weight(self));
-        (!good).then_some("a matrix [out, in] with both sizes at least 1")
-    }
-
-    fn out(&self) -> usize {
-        Linear::weight(self).dims()[0]
-    }
-
-    fn inputs(&self) -> usize {
-        Linear::weight(self).dims()[1]
-    }
-
-    fn fan_in(&self) -> usize {
-        self.inputs()
-    }
-
-    fn refused_input(&self, x: &Tensor) -> Option<String> {
-        let wanted = self.inputs();
-        let hint = match x.dims() {
-            [.., last] if *last == wanted => return None,
-            [first, _] if *first == wanted => "; x.t()? would fit",
-            [] => "; a scalar has none, unsqueeze it first",
-            _ => "",
-        };
-        Some(format!("the input's last dimension must be {wanted}{hint}"))
-    }
-
-    fn flat(&self, x: &Tensor) -> Result<Tensor> {
-        let rows = x.elem_count() / self.inputs();
-        Ok(x.reshape((rows, self.inputs()))?)
-    }
-
-    fn unflat(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
-        let leading = &x.dims()[..x.rank() - 1];
-        Ok(y.reshape([leading, &[self.out()]].concat())?)
-    }
-
-    fn flat_output(&self, y: &Tensor) -> Result<Tensor> {
-        let rows = y.elem_count() / self.out();
-        Ok(y.reshape((rows, self.out()))?)
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, Linear::weight(self), Linear::bias(self))
-    }
-
-    fn whole(&self, x: &Tensor) -> Result<Tensor> {
-        sealed::Base::forward(self, x)
-    }
-
-    fn with_shares(
-        &self,
-        x: &Tensor,
-        pairs: &[(&Tensor, &Tensor)],
-        shares: Vec<Share>,
-    ) -> Result<Option<Tensor>> {
-        let (weight, bias) = (Linear::weight(self), Linear::bias(self));
-        let (a, b) = stacked(pairs)?;
-        lora_shares(x, weight, bias, &a, &b, shares)
-    }
-
-    fn a_shape(&self, r: usize) -> Vec<usize> {
-        vec![r, self.inputs()]
-    }
-
-    fn b_shape(&self, r: usize) -> Vec<usize> {
-        vec![self.out(), r]
-    }
-
-    fn magnitude_shape(&self) -> Vec<usize> {
-        vec![self.out()]
-    }
-
-    fn down(&self, x: &Tensor, a: &Tensor) -> Result<Tensor> {
-        Ok(x.matmul(&a.t()?)?)
-    }
-
-    fn up(&self, h: &Tensor, b: &Tensor) -> Result<Tensor> {
-        Ok(h.matmul(&b.t()?)?)
-    }
-
-    fn to_weight_layout(&self, product: Tensor) -> Result<Tensor> {
-        Ok(product)
-    }
-
-    fn to_matrix(&self, weight: &Tensor) -> Result<Tensor> {
-        Ok(weight.clone())
-    }
-
-    fn over_output(&self, v: &Tensor) -> Result<Tensor> {
-        Ok(v.clone())
-    }
-
-    fn is_linear(&self) -> bool {
-        true
-    }
+fn dense(_: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Linear> {
+    Ok(Linear::new(weight, bias))
 }
+
+fn in_4_bits(like: &Linear4bit, weight: Tensor, bias: Option<Tensor>) -> Result<Linear4bit> {
+    Ok(Linear4bit::new(
+        quantize(&weight, like.weight().config())?,
+        bias,
+    ))
+}
+
+/// A linear layer whose weight is of some kind.
+macro_rules! linear {
+    ($linear:ident, $layer:literal, $with:path, $forward:path) => {
+        impl sealed::Base for $linear {
+            const LAYER: &'static str = $layer;
+            const KEYS: Keys = Keys::WEIGHTS;
+
+            fn weight(&self) -> Weight<'_> {
+                <$linear>::weight(self).into()
+            }
+
+            fn bias(&self) -> Option<&Tensor> {
+                <$linear>::bias(self)
+            }
+
+            fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+                $with(self, weight, bias)
+            }
+
+            fn with_bias(&self, bias: Option<Tensor>) -> Result<Self> {
+                Ok(<$linear>::new(<$linear>::weight(self).clone(), bias))
+            }
+
+            fn refused_shape(&self) -> Option<&'static str> {
+                let dims = <$linear>::weight(self).dims();
+                let good = dims.len() == 2 && !dims.contains(&0);
+                (!good).then_some("a matrix [out, in] with both sizes at least 1")
+            }
+
+            fn out(&self) -> usize {
+                <$linear>::weight(self).dims()[0]
+            }
+
+            fn inputs(&self) -> usize {
+                <$linear>::weight(self).dims()[1]
+            }
+
+            fn fan_in(&self) -> usize {
+                self.inputs()
+            }
+
+            fn refused_input(&self, x: &Tensor) -> Option<String> {
+                let wanted = self.inputs();
+                let hint = match x.dims() {
+                    [.., last] if *last == wanted => return None,
+                    [first, _] if *first == wanted => "; x.t()? would fit",
+                    [] => "; a scalar has none, unsqueeze it first",
+                    _ => "",
+                };
+                Some(format!("the input's last dimension must be {wanted}{hint}"))
+            }
+
+            fn flat(&self, x: &Tensor) -> Result<Tensor> {
+                let rows = x.elem_count() / self.inputs();
+                Ok(x.reshape((rows, self.inputs()))?)
+            }
+
+            fn unflat(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+                let leading = &x.dims()[..x.rank() - 1];
+                Ok(y.reshape([leading, &[self.out()]].concat())?)
+            }
+
+            fn flat_output(&self, y: &Tensor) -> Result<Tensor> {
+                let rows = y.elem_count() / self.out();
+                Ok(y.reshape((rows, self.out()))?)
+            }
+
+            fn forward(&self, x: &Tensor) -> Result<Tensor> {
+                $forward(x, <$linear>::weight(self), <$linear>::bias(self))
+            }
+
+            fn whole(&self, x: &Tensor) -> Result<Tensor> {
+                sealed::Base::forward(self, x)
+            }
+
+            fn with_shares(
+                &self,
+                x: &Tensor,
+                pairs: &[(&Tensor, &Tensor)],
+                shares: Vec<Share>,
+            ) -> Result<Option<Tensor>> {
+                let (weight, bias) = (<$linear>::weight(self), <$linear>::bias(self));
+                let (a, b) = stacked(pairs)?;
+                lora_shares(x, weight.into(), bias, &a, &b, shares)
+            }
+
+            fn a_shape(&self, r: usize) -> Vec<usize> {
+                vec![r, self.inputs()]
+            }
+
+            fn b_shape(&self, r: usize) -> Vec<usize> {
+                vec![self.out(), r]
+            }
+
+            fn magnitude_shape(&self) -> Vec<usize> {
+                vec![self.out()]
+            }
+
+            fn down(&self, x: &Tensor, a: &Tensor) -> Result<Tensor> {
+                Ok(x.matmul(&a.t()?)?)
+            }
+
+            fn up(&self, h: &Tensor, b: &Tensor) -> Result<Tensor> {
+                Ok(h.matmul(&b.t()?)?)
+            }
+
+            fn to_weight_layout(&self, product: Tensor) -> Result<Tensor> {
+                Ok(product)
+            }
+
+            fn to_matrix(&self, weight: &Tensor) -> Result<Tensor> {
+                Ok(weight.clone())
+            }
+
+            fn over_output(&self, v: &Tensor) -> Result<Tensor> {
+                Ok(v.clone())
+            }
+
+            fn is_linear(&self) -> bool {
+                true
+            }
+        }
+    };
+}
+
+linear!(Linear, "LoraLinear", dense, ops::linear);
+linear!(Linear4bit, "LoraLinear4bit", in_4_bits, ops::linear_4bit);

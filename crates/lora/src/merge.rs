@@ -100,7 +100,8 @@ impl<B: Base> LoraLayer<B> {
     /// ```
     pub fn safe_merge(&self) -> Result<()> {
         self.merge_if(|base, names| {
-            let parts = [("weight", Some(base.weight())), ("bias", base.bias())];
+            let weight = base.weight().dense()?;
+            let parts = [("weight", Some(&weight)), ("bias", base.bias())];
             for (what, tensor) in parts {
                 let Some(tensor) = tensor else { continue };
                 let count = not_finite(tensor)?;
@@ -193,7 +194,7 @@ pub(crate) fn merge_all<B: sealed::Base>(
     let dtype = base.weight().dtype();
     let wide = adapter_dtype(dtype);
     // Not detached alone: without an update it would share a variable's memory.
-    let mut weight = plain(&base.weight().to_dtype(wide)?)?;
+    let mut weight = plain(&base.weight().dense()?.to_dtype(wide)?)?;
     let mut gained: Option<Tensor> = None;
     for adapter in adapters {
         weight = adapter.merge_weight(layer, &base, weight)?.detach();

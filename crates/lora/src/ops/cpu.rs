@@ -8,7 +8,14 @@ use rayon::slice::ParallelSlice;
 
 /// The types of the one-pass operations: f32 and f64.
 pub(super) trait Real:
-    WithDType + num_traits::Float + num_traits::NumAssign + Send + Sync + std::iter::Sum + 'static
+    WithDType
+    + num_traits::Float
+    + num_traits::NumAssign
+    + From<f32>
+    + Send
+    + Sync
+    + std::iter::Sum
+    + 'static
 {
     /// eˣ, of code that vectorises; in f32 within 1 unit in the last place.
     fn exp_fast(self) -> Self;

@@ -14,6 +14,7 @@ use super::cpu::{
     Gradients, Held, Matrix, Real, column_sums, for_real, one_pass, product, read, slice, stored,
     tensor, written,
 };
+use super::frozen::Frozen;
 use super::given;
 use crate::{Error, Result};
 
@@ -118,7 +119,7 @@ pub fn lora_linear(
     }
     let rows = x.elem_count() / inputs.max(1);
     let share = Share::all(rows, lora_a.dims()[0], scaling);
-    if let Some(y) = lora_shares(x, weight, bias, lora_a, lora_b, vec![share])? {
+    if let Some(y) = lora_shares(x, weight.into(), bias, lora_a, lora_b, vec![share])? {
         return Ok(y);
     }
     let y = linear(x, weight, bias)?.to_dtype(lora_a.dtype())?;
@@ -143,21 +144,21 @@ pub struct Share {
 /// The shares must be in order and must not overlap; rows of none get the base's output.
 pub(crate) fn lora_shares(
     x: &Tensor,
-    weight: &Tensor,
+    weight: Frozen,
     bias: Option<&Tensor>,
     lora_a: &Tensor,
     lora_b: &Tensor,
     shares: Vec<Share>,
 ) -> Result<Option<Tensor>> {
-    let trains = weight.track_op() || bias.is_some_and(Tensor::track_op);
-    if trains || !one_pass(&[x, weight, lora_a, lora_b]) {
+    let trains = weight.trains() || bias.is_some_and(Tensor::track_op);
+    if trains || !weight.one_pass(x) || !one_pass(&[x, lora_a, lora_b]) {
         return Ok(None);
     }
     let bias = bias.map(Tensor::contiguous).transpose()?;
     let (x, a, b) = (x.contiguous()?, lora_a.contiguous()?, lora_b.contiguous()?);
     let y = for_real!(x, T => {
         let op = Lora::<T> {
-            weight: weight.clone(),
+            weight,
             bias,
             shares,
             down: OnceLock::new(),
@@ -198,7 +199,7 @@ pub(super) fn check_base(
 }
 
 /// (…, in) as a matrix.
-fn flat(x: &Tensor) -> candle_core::Result<Tensor> {
+pub(super) fn flat(x: &Tensor) -> candle_core::Result<Tensor> {
     let inputs = x.dim(candle_core::D::Minus1)?;
     x.reshape((x.elem_count() / inputs.max(1), inputs))
 }
@@ -225,7 +226,7 @@ pub(super) fn matrix<'a, T: Real>(
 }
 
 /// The weight as a matrix, for as long as the closure runs.
-fn with_matrix<T: Real, R>(
+pub(super) fn with_matrix<T: Real, R>(
     weight: &Tensor,
     f: impl FnOnce(Matrix<'_, T>) -> candle_core::Result<R>,
 ) -> candle_core::Result<R> {
@@ -237,7 +238,7 @@ fn with_matrix<T: Real, R>(
 }
 
 /// A buffer (rows, cols) whose rows start as `first`, or as nothing; and how much of it counts.
-fn started<T: Real>(rows: usize, cols: usize, first: Option<&[T]>) -> (Vec<T>, T) {
+pub(super) fn started<T: Real>(rows: usize, cols: usize, first: Option<&[T]>) -> (Vec<T>, T) {
     let mut buffer = Vec::with_capacity(rows * cols);
     match first {
         Some(first) => {
@@ -251,7 +252,7 @@ fn started<T: Real>(rows: usize, cols: usize, first: Option<&[T]>) -> (Vec<T>, T
 }
 
 /// x Wᵀ + b.
-fn base_forward<T: Real>(x: &[T], w: Matrix<'_, T>, bias: Option<&[T]>) -> Vec<T> {
+pub(super) fn base_forward<T: Real>(x: &[T], w: Matrix<'_, T>, bias: Option<&[T]>) -> Vec<T> {
     let (rows, out) = (x.len() / w.cols.max(1), w.rows);
     let (mut y, keep) = started(rows, out, bias);
     let x = Matrix::new(x, rows, w.cols);
@@ -265,7 +266,7 @@ fn base_forward<T: Real>(x: &[T], w: Matrix<'_, T>, bias: Option<&[T]>) -> Vec<T
 }
 
 /// g W.
-fn base_backward<T: Real>(g: &[T], w: Matrix<'_, T>) -> Vec<T> {
+pub(super) fn base_backward<T: Real>(g: &[T], w: Matrix<'_, T>) -> Vec<T> {
     let rows = g.len() / w.rows.max(1);
     let g = Matrix::new(g, rows, w.rows);
     // SAFETY: the product writes all of (rows, in).
@@ -289,7 +290,7 @@ fn weight_backward<T: Real>(g: &[T], x: &[T], out: usize, inputs: usize) -> Vec<
 }
 
 /// x Wᵀ, or x Wᵀ + b, as a node of the graph.
-struct Product;
+pub(super) struct Product;
 
 impl Product {
     fn on_cpu(
@@ -308,7 +309,7 @@ impl Product {
     }
 
     /// The product by the backend's own means.
-    fn composed<S: BackendStorage>(
+    pub(super) fn composed<S: BackendStorage>(
         x: &S,
         x_layout: &Layout,
         w: &S,
@@ -353,7 +354,7 @@ impl Product {
     }
 }
 
-fn output_shape(x: &Layout, out: usize) -> Shape {
+pub(super) fn output_shape(x: &Layout, out: usize) -> Shape {
     let mut dims = x.dims().to_vec();
     if let Some(last) = dims.last_mut() {
         *last = out;
@@ -440,7 +441,7 @@ impl CustomOp3 for Product {
 
 /// x Wᵀ + b + s (x Aᵀ) Bᵀ with gradients for x, A and B.
 struct Lora<T> {
-    weight: Tensor,
+    weight: Frozen,
     bias: Option<Tensor>,
     shares: Vec<Share>,
     /// x Aᵀ of each share, for the gradient of B.
@@ -470,10 +471,10 @@ impl<T: Real> Lora<T> {
 
     fn forward(&self, x: &[T], a: &[T], b: &[T]) -> candle_core::Result<Vec<T>> {
         let sizes = self.sizes(x, a)?;
-        let mut y = with_matrix(&self.weight, |w| match &self.bias {
-            Some(bias) => read(bias, |bias| Ok(base_forward(x, w, Some(bias)))),
-            None => Ok(base_forward(x, w, None)),
-        })?;
+        let mut y = match &self.bias {
+            Some(bias) => read(bias, |bias| self.weight.forward(x, Some(bias)))?,
+            None => self.weight.forward(x, None)?,
+        };
         let x = Matrix::new(x, sizes.rows, sizes.inputs);
         let down = self.each_share(&mut y, sizes.out, |at, y| {
             let share = &self.shares[at];
@@ -571,7 +572,7 @@ impl<T: Real> Lora<T> {
             db
         });
         let dx = for_x.then(|| -> candle_core::Result<Vec<T>> {
-            let mut dx = with_matrix(&self.weight, |w| Ok(base_backward(g, w)))?;
+            let mut dx = self.weight.backward(g)?;
             self.each_share(&mut dx, inputs, |at, dx| {
                 let (share, a) = (&self.shares[at], self.shares[at].a(a, sizes));
                 let gb = of_share(share, &gb[at]);
@@ -625,7 +626,7 @@ impl<T: Real> CustomOp3 for Lora<T> {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = slice::<T>(x, x_layout)?;
         let y = self.forward(x, slice(a, a_layout)?, slice(b, b_layout)?)?;
-        Ok((stored(y), output_shape(x_layout, self.weight.dims()[0])))
+        Ok((stored(y), output_shape(x_layout, self.weight.dims2()?.0)))
     }
 
     fn bwd(

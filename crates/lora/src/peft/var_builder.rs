@@ -476,6 +476,6 @@ impl Expected {
         let mut module = module.clone();
         module.base_bias = None;
         layer.fill(DEFAULT_ADAPTER, &module)?;
-        Ok(crate::base::sealed::Base::weight(&layer.merged()?).clone())
+        crate::base::sealed::Base::weight(&layer.merged()?).dense()
     }
 }

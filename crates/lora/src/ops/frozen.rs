@@ -1,0 +1,139 @@
+//! The weight of a product that does not train: a tensor, or codes of 4 bits.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::cpu::{Matrix, Real, one_pass, product_here, written};
+use super::linear::{base_backward, base_forward, started, with_matrix};
+use crate::quant::{Quantized, View};
+
+/// W (out, in) of a product in one pass.
+#[derive(Clone)]
+pub(crate) enum Frozen {
+    Dense(Tensor),
+    Quantized(Quantized),
+}
+
+impl From<&Tensor> for Frozen {
+    fn from(weight: &Tensor) -> Self {
+        Self::Dense(weight.clone())
+    }
+}
+
+impl From<&Quantized> for Frozen {
+    fn from(weight: &Quantized) -> Self {
+        Self::Quantized(weight.clone())
+    }
+}
+
+impl Frozen {
+    /// Whether it is a tensor that trains after all.
+    pub fn trains(&self) -> bool {
+        matches!(self, Self::Dense(weight) if weight.track_op())
+    }
+
+    /// Whether a product of `x` with it runs as one pass.
+    pub fn one_pass(&self, x: &Tensor) -> bool {
+        match self {
+            Self::Dense(weight) => one_pass(&[x, weight]),
+            Self::Quantized(weight) => one_pass(&[x]) && weight.device().is_cpu(),
+        }
+    }
+
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        let dims = match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Quantized(weight) => weight.dims(),
+        };
+        match *dims {
+            [out, inputs] => Ok((out, inputs)),
+            _ => bail!("internal: a weight that is no matrix"),
+        }
+    }
+
+    /// x Wᵀ + b.
+    pub(super) fn forward<T: Real>(&self, x: &[T], bias: Option<&[T]>) -> Result<Vec<T>> {
+        let dims = self.dims2()?;
+        match self {
+            Self::Dense(weight) => with_matrix(weight, |w| Ok(base_forward(x, w, bias))),
+            Self::Quantized(weight) => weight.view(|w| forward(x, &w, dims, bias)),
+        }
+    }
+
+    /// g W.
+    pub(super) fn backward<T: Real>(&self, g: &[T]) -> Result<Vec<T>> {
+        let dims = self.dims2()?;
+        match self {
+            Self::Dense(weight) => with_matrix(weight, |w| Ok(base_backward(g, w))),
+            Self::Quantized(weight) => weight.view(|w| backward(g, &w, dims)),
+        }
+    }
+}
+
+/// Rows or columns of W that a thread holds as numbers at a time: few, so that they stay in its
+/// cache, and a whole number of QLoRA's blocks.
+const TILE: usize = 128;
+
+/// A buffer's start, for tiles that do not overlap.
+struct Start<T>(*mut T);
+// SAFETY: each thread writes to a tile of its own.
+unsafe impl<T> Send for Start<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Start<T> {}
+
+/// Runs `tile` for the start and the length of every part of `all`, on all threads, each with a
+/// buffer of its own that it keeps.
+fn tiles<T: Send>(all: usize, tile: impl Fn(usize, usize, &mut Vec<T>) + Sync) {
+    (0..all.div_ceil(TILE))
+        .into_par_iter()
+        .for_each_init(Vec::new, |buffer, at| {
+            let from = at * TILE;
+            tile(from, TILE.min(all - from), buffer);
+        });
+}
+
+/// x Wᵀ + b, some rows of W at a time.
+fn forward<T: Real>(
+    x: &[T],
+    weight: &View<'_>,
+    (out, inputs): (usize, usize),
+    bias: Option<&[T]>,
+) -> Vec<T> {
+    let rows = x.len() / inputs.max(1);
+    let (mut y, keep) = started(rows, out, bias);
+    let x = Matrix::new(x, rows, inputs);
+    let start = Start(y.as_mut_ptr());
+    tiles(out, |from, tall, w| {
+        let start = &start;
+        w.resize(tall * inputs, T::zero());
+        weight.expand(from * inputs, w);
+        let w = Matrix::new(w, tall, inputs);
+        // SAFETY: the buffer has room for (rows, out), of which this tile writes its columns, and
+        // holds numbers where they are kept.
+        unsafe { product_here(start.0.add(from), out, keep, T::one(), x, w.t()) }
+    });
+    // SAFETY: the tiles have written all columns.
+    unsafe { y.set_len(rows * out) };
+    y
+}
+
+/// g W, some columns of W at a time.
+fn backward<T: Real>(g: &[T], weight: &View<'_>, (out, inputs): (usize, usize)) -> Vec<T> {
+    let rows = g.len() / out.max(1);
+    let g = Matrix::new(g, rows, out);
+    // SAFETY: the tiles write all columns of (rows, in).
+    unsafe {
+        written(rows * inputs, |dx: *mut T| {
+            let start = Start(dx);
+            tiles(inputs, |from, wide, w| {
+                let start = &start;
+                w.resize(out * wide, T::zero());
+                for (row, w) in w.chunks_exact_mut(wide).enumerate() {
+                    weight.expand(row * inputs + from, w);
+                }
+                let w = Matrix::new(w, out, wide);
+                product_here(start.0.add(from), inputs, T::zero(), T::one(), g, w);
+            });
+        })
+    }
+}
