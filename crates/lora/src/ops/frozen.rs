@@ -81,15 +81,20 @@ unsafe impl<T> Send for Start<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Start<T> {}
 
-/// Runs `tile` for the start and the length of every part of `all`, on all threads, each with a
-/// buffer of its own that it keeps.
+/// Runs `tile` for the start and the length of every part of `all`, on all threads.
+///
+/// A thread takes several parts with one buffer: a new one each time would cost more than what is
+/// done with it.
 fn tiles<T: Send>(all: usize, tile: impl Fn(usize, usize, &mut Vec<T>) + Sync) {
-    (0..all.div_ceil(TILE))
-        .into_par_iter()
-        .for_each_init(Vec::new, |buffer, at| {
+    let tiles = all.div_ceil(TILE);
+    let takes = tiles.min(2 * rayon::current_num_threads());
+    (0..takes).into_par_iter().for_each(|take| {
+        let mut buffer = Vec::new();
+        for at in tiles * take / takes..tiles * (take + 1) / takes {
             let from = at * TILE;
-            tile(from, TILE.min(all - from), buffer);
-        });
+            tile(from, TILE.min(all - from), &mut buffer);
+        }
+    });
 }
 
 /// x Wᵀ + b, some rows of W at a time.

@@ -91,16 +91,20 @@ impl QuantType {
         }
     }
 
+    /// The values of both codes of a byte, high half first: one look where there would be two.
+    pub(super) fn pairs(self) -> &'static [[f32; 2]; 256] {
+        static ALL: [OnceLock<[[f32; 2]; 256]>; 3] = [const { OnceLock::new() }; 3];
+        let values = self.values();
+        ALL[self as usize]
+            .get_or_init(|| std::array::from_fn(|byte| [values[byte >> 4], values[byte & 15]]))
+    }
+
     /// The search for the nearest of the values.
     pub(super) fn nearest(self) -> &'static Nearest {
-        static ALL: [OnceLock<Nearest>; 3] = [OnceLock::new(), OnceLock::new(), OnceLock::new()];
+        static ALL: [OnceLock<Nearest>; 3] = [const { OnceLock::new() }; 3];
         // The least code of Int4 is never made.
-        let (at, unused) = match self {
-            Self::Nf4 => (0, None),
-            Self::Fp4 => (1, None),
-            Self::Int4 => (2, Some(8)),
-        };
-        ALL[at].get_or_init(|| Nearest::new(self.values(), unused))
+        let unused = (self == Self::Int4).then_some(8);
+        ALL[self as usize].get_or_init(|| Nearest::new(self.values(), unused))
     }
 }
 

@@ -6,7 +6,8 @@ use super::codes::dynamic;
 pub(crate) struct View<'a> {
     /// Two codes a byte, the first in the high half.
     pub codes: &'a [u8],
-    pub values: &'static [f32; 16],
+    /// What the two codes of a byte stand for.
+    pub pairs: &'static [[f32; 2]; 256],
     pub block_size: usize,
     pub absmax: Absmax<'a>,
 }
@@ -53,22 +54,20 @@ impl View<'_> {
 
     /// Numbers of one block.
     fn within<T: From<f32> + Copy>(&self, at: usize, out: &mut [T], absmax: f32) {
-        let scaled = self.values.map(|value| T::from(value * absmax));
+        let number = |value: f32| T::from(value * absmax);
+        let byte = |at: usize| self.pairs[usize::from(self.codes[at])];
         // An odd place is the low half of a byte.
         let (first, out) = out.split_at_mut(at % 2);
-        for number in first {
-            *number = scaled[usize::from(self.codes[at / 2] & 15)];
+        for last in first {
+            *last = number(byte(at / 2)[1]);
         }
         let (pairs, last) = out.as_chunks_mut::<2>();
-        let bytes = &self.codes[at.div_ceil(2)..];
-        for (pair, byte) in pairs.iter_mut().zip(bytes) {
-            *pair = [
-                scaled[usize::from(byte >> 4)],
-                scaled[usize::from(byte & 15)],
-            ];
+        let from = at.div_ceil(2);
+        for (pair, code) in pairs.iter_mut().zip(&self.codes[from..]) {
+            *pair = self.pairs[usize::from(*code)].map(number);
         }
-        if let [last] = last {
-            *last = scaled[usize::from(bytes[pairs.len()] >> 4)];
+        if let [first] = last {
+            *first = number(byte(from + pairs.len())[0]);
         }
     }
 }

@@ -254,7 +254,7 @@ impl Quantized {
         let codes = slice::<u8>(&held)?;
         let view = |absmax| View {
             codes,
-            values: self.config.quant_type.values(),
+            pairs: self.config.quant_type.pairs(),
             block_size: self.config.block_size,
             absmax,
         };
