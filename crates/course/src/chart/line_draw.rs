@@ -63,7 +63,8 @@ impl Plot<'_> {
         (x + aside, y)
     }
 
-    /// The points with a marker: all of a short line or of none, about a dozen of a long one.
+    /// The points with a marker: all that no line joins and all of a short line, about a dozen of a
+    /// long one.
     fn marked(&self, index: usize) -> impl Iterator<Item = &(f64, Value)> {
         let Line { points, joined, .. } = &self.lines[index];
         let every = points
@@ -236,7 +237,10 @@ mod tests {
             // Each marker is a circle or a square on a white one.
             let circles = shapes.iter().filter(|s| matches!(s, Shape::Circle { .. }));
             let squares = shapes.iter().filter(|s| matches!(s, Shape::Polygon { .. }));
-            let of_first = |s: &&Shape| matches!(s, Shape::Line { colour, .. } if *colour == colour::series(0));
+            let of_first = |shape: &&Shape| match shape {
+                Shape::Line { colour, .. } => *colour == colour::series(0),
+                _ => false,
+            };
             let lines = shapes.iter().filter(of_first).count();
             (circles.count() / 2, squares.count() / 2, lines)
         };
