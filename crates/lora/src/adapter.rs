@@ -165,10 +165,12 @@ impl Adapter {
     }
 
     /// No update, but the base's own bias, and its weight too (if `weight`), as variables.
-    pub(crate) fn whole<B: Base>(base: &B, weight: bool) -> Result<Self> {
-        let weight = weight
-            .then(|| -> Result<_> { Ok(trained(&base.weight().dense()?)?) })
-            .transpose()?;
+    pub(crate) fn whole<B: Base>(layer: &str, base: &B, weight: bool) -> Result<Self> {
+        let weight = match base.weight() {
+            Weight::Dense(own) => weight.then(|| trained(own)).transpose()?,
+            Weight::Quantized(_) if weight => return Err(cannot_train(layer)),
+            Weight::Quantized(_) => None,
+        };
         let mut adapter = Self {
             update: None,
             magnitude: None,
@@ -404,6 +406,9 @@ impl Adapter {
     ) -> Result<()> {
         if let Some(weight) = file.base_weight.as_ref().filter(|_| self.update.is_some()) {
             let own = base.weight();
+            if matches!(own, Weight::Quantized(_)) {
+                return Err(cannot_train(layer));
+            }
             same_shape(layer, BASE_WEIGHT, weight, own.dims())?;
             let weight = weight.to_dtype(own.dtype())?.to_device(own.device())?;
             self.saved_weight = Some(Var::from_tensor(&weight.copy()?)?);
@@ -629,6 +634,14 @@ impl Adapter {
 /// A variable that starts as a tensor of the base; in f32 where that is in half precision.
 fn trained(tensor: &Tensor) -> candle_core::Result<Var> {
     Var::from_tensor(&tensor.to_dtype(adapter_dtype(tensor.dtype()))?.copy()?)
+}
+
+/// The error of a weight in 4 bits that is to be replaced by one that trains.
+fn cannot_train(layer: &str) -> Error {
+    unsupported(
+        &format!("layer {layer}: a weight of its own for an adapter, beside one in 4 bits"),
+        "codes do not train; keep this layer out of 4 bits",
+    )
 }
 
 /// The name of a base weight that came with a file.

@@ -246,7 +246,9 @@ pub(crate) fn check_input<B: sealed::Base>(layer: &str, base: &B, x: &Tensor) ->
     let fits = if base.is_embedding() {
         integers
     } else {
-        x.dtype() == weight.dtype()
+        // Codes are expanded to what is asked for.
+        let wide = matches!(weight, Weight::Quantized(_)) && x.dtype() == DType::F32;
+        x.dtype() == weight.dtype() || wide
     };
     if !fits {
         return Err(Error::InputType {

@@ -7,12 +7,14 @@ use candle_core::{Tensor, Var, bail};
 use candle_nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Embedding, Linear, VarBuilder};
 
 use crate::base::{Base, plain};
+use crate::config::unsupported;
 use crate::layer::LoraLayer;
 use crate::model::{LoraModel, any::AnyLayer};
-use crate::quant::{Linear4bit, QuantConfig};
+use crate::quant::{Linear4bit, QuantConfig, quantize};
 use crate::through::through;
 use crate::{
-    LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraLinear4bit, ParameterCount, Result,
+    Error, LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraLinear4bit, ParameterCount,
+    Result,
 };
 
 /// Builds a network's layers from a checkpoint, as [`candle_nn::VarBuilder`] does, and keeps a
@@ -326,11 +328,12 @@ impl<'a> LoraBuilder<'a> {
     }
 
     /// A linear layer with its weight in 4 bits, for QLoRA: `weight` (out, in) is quantised, and the
-    /// full one let go; `bias` (out) where the checkpoint has one.
+    /// full one let go; and `bias` (out).
     ///
     /// # Errors
     ///
-    /// As [`linear`](Self::linear), and as [`quantize`](crate::quant::quantize); a base that trains.
+    /// As [`linear`](Self::linear), and as [`quantize`](crate::quant::quantize); a weight that
+    /// trains.
     ///
     /// ```
     /// # use candle_core::{DType, Device};
@@ -347,20 +350,61 @@ impl<'a> LoraBuilder<'a> {
         out_features: usize,
         config: &QuantConfig,
     ) -> Result<LoraLinear4bit> {
-        let linear = match self.vb.contains_tensor("bias") {
-            true => candle_nn::linear(in_features, out_features, self.vb())?,
-            false => candle_nn::linear_no_bias(in_features, out_features, self.vb())?,
-        };
-        if linear.weight().track_op() {
-            return Err(crate::config::unsupported(
-                &format!(
-                    "a linear layer in 4 bits whose base trains, {}",
-                    self.vb.prefix()
-                ),
-                "codes cannot train; build the network with LoraBuilder::new",
+        let linear = |vb| candle_nn::linear(in_features, out_features, vb);
+        self.in_4_bits(linear, config)
+    }
+
+    /// A linear layer with its weight in 4 bits and without bias: `weight` (out, in).
+    ///
+    /// # Errors
+    ///
+    /// As [`linear_4bit`](Self::linear_4bit).
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_nn::VarBuilder;
+    /// # use lora::{LoraBuilder, quant::QuantConfig};
+    /// let b = LoraBuilder::new(VarBuilder::zeros(DType::F32, &Device::Cpu));
+    /// let layer = b.pp("q").linear_4bit_no_bias(4, 3, &QuantConfig::default())?;
+    /// assert!(layer.base().bias().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn linear_4bit_no_bias(
+        &self,
+        in_features: usize,
+        out_features: usize,
+        config: &QuantConfig,
+    ) -> Result<LoraLinear4bit> {
+        let linear = |vb| candle_nn::linear_no_bias(in_features, out_features, vb);
+        self.in_4_bits(linear, config)
+    }
+
+    fn in_4_bits(
+        &self,
+        linear: impl FnOnce(VarBuilder<'a>) -> candle_core::Result<Linear>,
+        config: &QuantConfig,
+    ) -> Result<LoraLinear4bit> {
+        let name = format!("{}.weight", self.vb.prefix());
+        if self
+            .book
+            .trains
+            .as_ref()
+            .is_some_and(|trains| trains(&name))
+        {
+            return Err(unsupported(
+                &format!("{name} in 4 bits, and trained"),
+                "codes do not train; keep this layer out of 4 bits, or its weight from training",
             ));
         }
-        self.noted(Linear4bit::quantize(&linear, config)?)
+        let linear = linear(self.vb())?;
+        let weight = quantize(linear.weight(), config).map_err(|error| match error {
+            Error::Quantize { what, wants } => Error::Quantize {
+                what: format!("{name}, {what},"),
+                wants,
+            },
+            other => other,
+        })?;
+        self.noted(Linear4bit::new(weight, linear.bias().cloned()))
     }
 
     /// A convolution: `weight` (out, in / groups, k) and `bias` (out).

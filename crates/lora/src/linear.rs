@@ -47,7 +47,8 @@ pub type LoraLinear = crate::LoraLayer<Linear>;
 /// y = x dequantised(W)ᵀ + b + s · (x Aᵀ) Bᵀ. W stays in 4 bits, forward and backward
 /// ([`ops::linear_4bit`]); A and B are as beside any layer, in the type that W was made from, f32 for
 /// half precision. Merging dequantises, adds, and quantises again, so it rounds what the adapter
-/// has learned; unmerging is exact.
+/// has learned; unmerging is exact, and [`merged_in_full`](Self::merged_in_full) does not round.
+/// DoRA's norm takes the weight in full in every pass, as in PEFT.
 ///
 /// Source: Dettmers et al. 2023, arXiv:2305.14314, equation 5; PEFT `tuners/lora/bnb.py`,
 /// `Linear4bit`.

@@ -1,10 +1,12 @@
 //! Merging adapters into the weight, and taking them out again.
 
 use candle_core::{DType, Tensor};
+use candle_nn::Linear;
 
 use crate::adapter::Adapter;
-use crate::base::{Base, adapter_dtype, plain, sealed};
+use crate::base::{Base, Weight, adapter_dtype, plain, sealed};
 use crate::layer::{LoraLayer, Merged, State};
+use crate::quant::Linear4bit;
 use crate::{Error, Result};
 
 impl<B: Base> LoraLayer<B> {
@@ -13,11 +15,13 @@ impl<B: Base> LoraLayer<B> {
     /// W ← W + s B A, or with DoRA W ← (m / n) (W + s B A), for one adapter after the other; the
     /// bias gains s · b of `lora_bias`, and comes to be where the base had none. The layer itself
     /// stays as it is; the result is detached and trains nothing, and a base that trains does not
-    /// move it. The sum is taken in the type of A and B and rounded once to the base's type.
+    /// move it. The sum is taken in the type of A and B and rounded once to the base's type; in 4
+    /// bits that is coarse, and [`merged_in_full`](crate::LoraLinear4bit::merged_in_full) is not.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for a grouped convolution.
+    /// [`Error::Unsupported`] for a grouped convolution; [`Error::MergeNotFinite`] where the base is
+    /// in 4 bits, which numbers that are not finite have no place in.
     ///
     /// Source: arXiv:2106.09685 section 4.1, "No Additional Inference Latency"; PEFT
     /// `tuners/lora/layer.py`, `merge`.
@@ -176,15 +180,53 @@ impl<B: Base> LoraLayer<B> {
     }
 }
 
+impl LoraLayer<Linear4bit> {
+    /// [`merged`](Self::merged) without rounding to 4 bits: the weight in full, in the type that it
+    /// was made from, with the active adapters in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Merged`] while adapters are merged, and so rounded already.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::{Linear, Module};
+    /// # use lora::quant::{Linear4bit, QuantConfig};
+    /// # use lora::{Init, LoraConfig, LoraLinear4bit};
+    /// # use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+    /// # let base = Linear::new(Tensor::ones((3, 64), DType::F32, &Device::Cpu)?, None);
+    /// # let base = Linear4bit::quantize(&base, &QuantConfig::default())?;
+    /// # let mut rng = ChaCha8Rng::seed_from_u64(1);
+    /// let config = LoraConfig::new(2, 4.0).with_init(Init::Random);
+    /// let layer = LoraLinear4bit::new("q_proj", base, &config, &mut rng)?;
+    /// let x = Tensor::ones((1, 64), DType::F32, &Device::Cpu)?;
+    /// let gap = (layer.forward(&x)? - layer.merged_in_full()?.forward(&x)?)?.abs()?;
+    /// assert!(gap.max_all()?.to_scalar::<f32>()? < 1e-4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn merged_in_full(&self) -> Result<Linear> {
+        let state = self.read();
+        state.unmerged(self.name(), "merging in full")?;
+        let base = state.base.dequantize()?;
+        merge_all(
+            self.name(),
+            &base,
+            &state.active,
+            &state.active(self.name())?,
+        )
+    }
+}
+
 /// The base with the active adapters in its weight and bias.
 fn merge<B: sealed::Base>(layer: &str, state: &State<B>) -> Result<B> {
-    merge_all(layer, &state.base, &state.active(layer)?)
+    merge_all(layer, &state.base, &state.active, &state.active(layer)?)
 }
 
 /// `base` with these adapters in its weight and bias, one after the other.
 pub(crate) fn merge_all<B: sealed::Base>(
     layer: &str,
     base: &B,
+    names: &[String],
     adapters: &[&Adapter],
 ) -> Result<B> {
     let mut base = base.clone();
@@ -214,7 +256,22 @@ pub(crate) fn merge_all<B: sealed::Base>(
         (bias, gained) => gained.or(bias.map(plain).transpose()?),
     };
     let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
-    base.with(weight.to_dtype(dtype)?, bias)
+    let weight = weight.to_dtype(dtype)?;
+    let count = match base.weight() {
+        Weight::Dense(_) => 0,
+        // What is not finite cannot be quantised.
+        Weight::Quantized(_) => not_finite(&weight)?,
+    };
+    if count > 0 {
+        return Err(Error::MergeNotFinite {
+            layer: layer.to_string(),
+            adapters: names.to_vec(),
+            what: "weight",
+            count,
+            of: weight.elem_count(),
+        });
+    }
+    base.with(weight, bias)
 }
 
 /// How many values are NaN or infinite.

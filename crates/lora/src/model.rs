@@ -113,7 +113,7 @@ impl<B: Base> any::AnyLayer for LoraLayer<B> {
     fn add_whole(&self, adapter: &str, weight: bool) -> Result<()> {
         let mut state = self.write();
         state.check_new(self.name(), adapter)?;
-        let new = Adapter::whole(&state.base, weight)?;
+        let new = Adapter::whole(self.name(), &state.base, weight)?;
         state.insert(adapter, new);
         Ok(())
     }

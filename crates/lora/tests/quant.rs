@@ -53,7 +53,8 @@ fn products_are_those_of_the_weight_in_full() -> Result<()> {
             (70, 128, 100),
             (3, 129, 257),
             (200, 300, 192),
-            (0, 4, 8),
+            (3, 1100, 130),
+            (0, 300, 300),
         ] {
             for quant_type in [QuantType::Nf4, QuantType::Fp4, QuantType::Int4] {
                 let config = QuantConfig {
@@ -101,25 +102,101 @@ fn products_are_the_same_on_any_number_of_threads() -> Result<()> {
     Ok(())
 }
 
+/// Any strides and any number of leading dimensions, and a gradient whose memory is turned.
 #[test]
-fn half_precision_takes_the_weight_as_a_whole() -> Result<()> {
-    let weight = quantize(&random(&[5, 64], 1, DType::F16), &QuantConfig::default())?;
-    let x = Var::from_tensor(&random(&[2, 64], 2, DType::F16))?;
-    let (got, want) = (
-        linear_4bit(&x, &weight, None)?,
-        linear(&x, &weight.dequantize()?, None)?,
+fn inputs_of_any_shape_and_strides() -> Result<()> {
+    let weight = quantize(&random(&[9, 64], 1, DType::F32), &QuantConfig::default())?;
+    let whole = weight.dequantize()?;
+    let wide = Var::from_tensor(&random(&[64, 5, 6], 2, DType::F32))?;
+    for x in [
+        wide.permute((2, 1, 0))?,
+        wide.narrow(1, 1, 3)?.transpose(0, 2)?,
+        wide.get_on_dim(1, 2)?.get_on_dim(1, 3)?,
+    ] {
+        let turned = |y: Tensor| -> Result<Tensor> {
+            let g = random(&[y.elem_count()], 3, DType::F32).reshape(y.dims())?;
+            let loss = match y.rank() {
+                1 => (y * g)?,
+                _ => (y.transpose(0, 1)? * g.transpose(0, 1)?)?,
+            };
+            let gradients = loss.sum_all()?.backward()?;
+            Ok(gradients.get(&wide).unwrap().clone())
+        };
+        let (got, want) = (linear_4bit(&x, &weight, None)?, linear(&x, &whole, None)?);
+        assert!(gap(&got, &want) < 1e-5, "{:?}", x.dims());
+        assert!(gap(&turned(got)?, &turned(want)?) < 1e-5, "{:?}", x.dims());
+    }
+    Ok(())
+}
+
+/// Codes have no type: a base in half precision serves f32 too, and is computed in f32.
+#[test]
+fn a_base_in_half_precision_serves_both() -> Result<()> {
+    for dtype in [DType::F16, DType::BF16] {
+        let bias = random(&[96], 2, dtype);
+        let base = Linear::new(random(&[96, 80], 1, dtype), Some(bias));
+        let base = Linear4bit::quantize(&base, &QuantConfig::default())?;
+        let config = LoraConfig::new(4, 8.0).with_init(Init::Random);
+        let layer = LoraLinear4bit::new("proj", base, &config, &mut rng(3))?;
+        assert_eq!(layer.lora_a()?.dtype(), DType::F32);
+        let x = Var::from_tensor(&random(&[7, 80], 5, DType::F32))?;
+        let wide = layer.forward_t(&x, true)?;
+        assert_eq!(wide.dtype(), DType::F32);
+        let gradients = wide.sqr()?.sum_all()?.backward()?;
+        assert!(
+            gradients.get(&x).is_some() && gradients.get(layer.lora_a()?.as_tensor()).is_some()
+        );
+        let narrow = layer.forward_t(&x.to_dtype(dtype)?, true)?;
+        assert_eq!(narrow.dtype(), dtype);
+        assert!(
+            gap(&narrow.to_dtype(DType::F32)?, &wide) < 2e-2,
+            "{dtype:?}"
+        );
+        let gradients = narrow.to_dtype(DType::F32)?.sqr()?.sum_all()?.backward()?;
+        assert!(
+            gradients.get(&x).is_some() && gradients.get(layer.lora_b()?.as_tensor()).is_some()
+        );
+        let in_full = layer.merged_in_full()?;
+        assert_eq!(in_full.weight().dtype(), dtype);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_bias_of_a_frozen_layer_stays() -> Result<()> {
+    let bias = Var::from_tensor(&random(&[4], 1, DType::F32))?;
+    let linear = Linear::new(
+        random(&[4, 64], 2, DType::F32),
+        Some(bias.as_tensor().clone()),
     );
-    assert!(gap(&got, &want) < 1e-2);
-    let dx = |y: Tensor| {
-        y.sum_all()
-            .unwrap()
-            .backward()
-            .unwrap()
-            .get(&x)
-            .unwrap()
-            .clone()
+    let base = Linear4bit::quantize(&linear, &QuantConfig::default())?;
+    let layer = LoraLinear4bit::frozen("proj", base)?;
+    let x = random(&[2, 64], 3, DType::F32);
+    let before = numbers(&layer.forward(&x)?);
+    bias.set(&random(&[4], 9, DType::F32))?;
+    assert_eq!(numbers(&layer.forward(&x)?), before);
+    Ok(())
+}
+
+#[test]
+fn a_weight_in_4_bits_is_not_replaced_by_one_that_trains() -> Result<()> {
+    let (four, _) = twins(&LoraConfig::new(4, 8.0), false)?;
+    let four = LoraLinear4bit::frozen("head", four.base())?;
+    let other = LoraLinear::frozen("proj", Linear::new(random(&[4, 64], 2, DType::F32), None))?;
+    let config = LoraConfig {
+        modules_to_save: vec!["head".into()],
+        ..LoraConfig::new(4, 8.0).with_targets(["proj"])
     };
-    assert!(gap(&dx(got), &dx(want)) < 1e-2);
+    let mut model = LoraModel::new(&[&four, &other])?;
+    let error = model
+        .add_adapter("fr", &config, &mut rng(1))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("head") && error.contains("keep this layer out"),
+        "{error}"
+    );
+    assert!(model.adapters().is_empty());
     Ok(())
 }
 
@@ -211,6 +288,8 @@ fn merging_rounds_and_unmerging_is_exact() -> Result<()> {
         Linear4bit::quantize(&sum, &QuantConfig::default())?.forward(&x)?
     };
     assert!(gap(&merged, &rounded) < 1e-5);
+    let in_full = four.merged_in_full();
+    assert!(in_full.unwrap_err().to_string().contains("merg"));
     assert!(
         (1e-4..0.3).contains(&gap(&merged, &apart)),
         "{}",
@@ -218,6 +297,32 @@ fn merging_rounds_and_unmerging_is_exact() -> Result<()> {
     );
     four.unmerge();
     assert_eq!(numbers(&four.forward(&x)?), numbers(&apart));
+    assert!(gap(&four.merged_in_full()?.forward(&x)?, &apart) < 1e-5);
+    Ok(())
+}
+
+#[test]
+fn merging_keeps_the_kind_of_codes_and_refuses_what_is_not_finite() -> Result<()> {
+    let config = QuantConfig {
+        quant_type: QuantType::Int4,
+        block_size: 32,
+        double_quant: false,
+    };
+    let base = Linear::new(random(&[8, 64], 1, DType::F32), None);
+    let base = Linear4bit::quantize(&base, &config)?;
+    let layer = LoraLinear4bit::new("proj", base, &LoraConfig::new(2, 4.0), &mut rng(1))?;
+    assert_eq!(layer.merged()?.weight().config(), &config);
+    layer
+        .lora_b()?
+        .set(&Tensor::full(f32::INFINITY, (8, 2), &CPU)?)?;
+    for merge in [LoraLinear4bit::merge, LoraLinear4bit::safe_merge] {
+        let error = merge(&layer).unwrap_err().to_string();
+        assert!(
+            error.contains("proj") && error.contains("512 of 512"),
+            "{error}"
+        );
+        assert!(!layer.is_merged());
+    }
     Ok(())
 }
 
@@ -255,7 +360,11 @@ fn a_builder_quantises_what_it_fetches() -> Result<()> {
     let config = QuantConfig::default();
     let builder = LoraBuilder::new(vb());
     let q = builder.pp("q").linear_4bit(80, 96, &config)?;
-    let v = builder.pp("v").linear_4bit(80, 96, &config)?;
+    let v = builder.pp("v").linear_4bit_no_bias(80, 96, &config)?;
+    assert!(
+        builder.pp("v").linear_4bit(80, 96, &config).is_err(),
+        "no bias there"
+    );
     assert!(q.base().bias().is_some() && v.base().bias().is_none());
     let x = random(&[2, 80], 4, DType::F32);
     let whole = quantize(&tensors()["q.weight"], &config)?.dequantize()?;
@@ -273,11 +382,34 @@ fn a_builder_quantises_what_it_fetches() -> Result<()> {
         (2 * 4 * 176, 2 * 4 * 176 + 2 * 96 * 80 + 96)
     );
     let error = LoraBuilder::trainable(vb())
-        .pp("v")
+        .pp("q")
         .linear_4bit(80, 96, &config);
     let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("cannot train") && error.contains('v'),
+        error.contains("q.weight in 4 bits") && error.contains("do not train"),
+        "{error}"
+    );
+
+    // A bias may train beside codes.
+    let builder = LoraBuilder::trainable_where(vb(), |name| name.ends_with("bias"));
+    let q = builder.pp("q").linear_4bit(80, 96, &config)?;
+    let variables = builder.variables();
+    let [(name, bias)] = &variables[..] else {
+        panic!("{variables:?}")
+    };
+    assert_eq!(name, "q.bias");
+    let gradients = q.forward(&x)?.sum_all()?.backward()?;
+    assert_eq!(numbers(gradients.get(bias).unwrap()), [2.0; 96]);
+
+    let broken = Tensor::full(f32::NAN, (96, 80), &CPU)?;
+    let broken = std::collections::HashMap::from([("v.weight".to_string(), broken)]);
+    let builder = LoraBuilder::new(VarBuilder::from_tensors(broken, DType::F32, &CPU));
+    let error = builder
+        .pp("v")
+        .linear_4bit_no_bias(80, 96, &config)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("v.weight, a tensor [96, 80]"),
         "{error}"
     );
     Ok(())

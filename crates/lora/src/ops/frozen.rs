@@ -70,9 +70,8 @@ impl Frozen {
     }
 }
 
-/// Rows or columns of W that a thread holds as numbers at a time: few, so that they stay in its
-/// cache, and a whole number of QLoRA's blocks.
-const TILE: usize = 128;
+/// Numbers of W that a thread expands at a time: few, so that they stay in its second cache.
+const NUMBERS: usize = 1 << 17;
 
 /// A buffer's start, for tiles that do not overlap.
 struct Start<T>(*mut T);
@@ -81,18 +80,24 @@ unsafe impl<T> Send for Start<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Start<T> {}
 
+/// How many rows of `depth` numbers are expanded together: a whole number of QLoRA's blocks where
+/// that many fit.
+fn together(depth: usize) -> usize {
+    (NUMBERS / depth.max(1)).clamp(16, 128)
+}
+
 /// Runs `tile` for the start and the length of every part of `all`, on all threads.
 ///
 /// A thread takes several parts with one buffer: a new one each time would cost more than what is
 /// done with it.
-fn tiles<T: Send>(all: usize, tile: impl Fn(usize, usize, &mut Vec<T>) + Sync) {
-    let tiles = all.div_ceil(TILE);
+fn tiles<T: Send>(all: usize, size: usize, tile: impl Fn(usize, usize, &mut Vec<T>) + Sync) {
+    let tiles = all.div_ceil(size);
     let takes = tiles.min(2 * rayon::current_num_threads());
     (0..takes).into_par_iter().for_each(|take| {
         let mut buffer = Vec::new();
         for at in tiles * take / takes..tiles * (take + 1) / takes {
-            let from = at * TILE;
-            tile(from, TILE.min(all - from), &mut buffer);
+            let from = at * size;
+            tile(from, size.min(all - from), &mut buffer);
         }
     });
 }
@@ -105,10 +110,13 @@ fn forward<T: Real>(
     bias: Option<&[T]>,
 ) -> Vec<T> {
     let rows = x.len() / inputs.max(1);
+    if rows == 0 {
+        return Vec::new();
+    }
     let (mut y, keep) = started(rows, out, bias);
     let x = Matrix::new(x, rows, inputs);
     let start = Start(y.as_mut_ptr());
-    tiles(out, |from, tall, w| {
+    tiles(out, together(inputs), |from, tall, w| {
         let start = &start;
         w.resize(tall * inputs, T::zero());
         weight.expand(from * inputs, w);
@@ -122,23 +130,34 @@ fn forward<T: Real>(
     y
 }
 
-/// g W, some columns of W at a time.
+/// The columns of W that the backward pass takes together: two of QLoRA's blocks.
+const COLUMNS: usize = 128;
+
+/// g W, some columns of W at a time, and of these some rows.
 fn backward<T: Real>(g: &[T], weight: &View<'_>, (out, inputs): (usize, usize)) -> Vec<T> {
     let rows = g.len() / out.max(1);
-    let g = Matrix::new(g, rows, out);
-    // SAFETY: the tiles write all columns of (rows, in).
-    unsafe {
-        written(rows * inputs, |dx: *mut T| {
-            let start = Start(dx);
-            tiles(inputs, |from, wide, w| {
-                let start = &start;
-                w.resize(out * wide, T::zero());
-                for (row, w) in w.chunks_exact_mut(wide).enumerate() {
-                    weight.expand(row * inputs + from, w);
-                }
-                let w = Matrix::new(w, out, wide);
-                product_here(start.0.add(from), inputs, T::zero(), T::one(), g, w);
-            });
-        })
+    if rows == 0 || out == 0 {
+        return vec![T::zero(); rows * inputs];
     }
+    let g = Matrix::new(g, rows, out);
+    let fill = |dx: *mut T| {
+        let start = Start(dx);
+        tiles(inputs, COLUMNS, |from, wide, w| {
+            let start = &start;
+            for row in (0..out).step_by(NUMBERS / COLUMNS) {
+                let tall = (NUMBERS / COLUMNS).min(out - row);
+                w.resize(tall * wide, T::zero());
+                for (i, w) in w.chunks_exact_mut(wide).enumerate() {
+                    weight.expand((row + i) * inputs + from, w);
+                }
+                let (g, w) = (g.cols(row, tall), Matrix::new(w, tall, wide));
+                let keep = if row == 0 { T::zero() } else { T::one() };
+                // SAFETY: (rows, in) has this tile's columns, which the first rows of W write
+                // and the others add to.
+                unsafe { product_here(start.0.add(from), inputs, keep, T::one(), g, w) }
+            }
+        });
+    };
+    // SAFETY: the tiles write all columns of (rows, in).
+    unsafe { written(rows * inputs, fill) }
 }

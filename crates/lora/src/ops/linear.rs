@@ -154,7 +154,8 @@ pub(crate) fn lora_shares(
     if trains || !weight.one_pass(x) || !one_pass(&[x, lora_a, lora_b]) {
         return Ok(None);
     }
-    let bias = bias.map(Tensor::contiguous).transpose()?;
+    let like_x = |bias: &Tensor| bias.to_dtype(x.dtype())?.contiguous();
+    let bias = bias.map(like_x).transpose()?;
     let (x, a, b) = (x.contiguous()?, lora_a.contiguous()?, lora_b.contiguous()?);
     let y = for_real!(x, T => {
         let op = Lora::<T> {

@@ -2,7 +2,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, Layout, MetalStorage, Shape, Storage, Tensor, bail,
 };
 
 use super::cpu::{for_real, read, slice, stored, tensor};
@@ -12,11 +12,11 @@ use super::{given, refuse};
 use crate::quant::Quantized;
 use crate::{Error, Result};
 
-/// y = x Wᵀ + b with W in 4 bits, and the gradient of x; W and b do not train.
+/// y = x Wᵀ + b with W in 4 bits, and a gradient for x, and for b where it trains.
 ///
-/// On the CPU in f32 and f64 W is expanded inside the product, 128 rows or columns at a time on each
-/// thread, forward and backward, so that it never stands in memory as a whole. Elsewhere it is, for
-/// the time of the product.
+/// On the CPU W is expanded inside the product, forward and backward, up to 128 rows or columns at a
+/// time on each thread and fewer where they are long; half precision is taken through f32 there.
+/// Elsewhere W stands in full for the time of the product.
 ///
 /// # Shapes
 ///
@@ -52,20 +52,27 @@ pub fn linear_4bit(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Res
     };
     let mut all = vec![("x", x)];
     all.extend(bias.map(|bias| ("b", bias)));
+    let misplaced = |t: &Tensor| !t.device().same_device(weight.device());
     let wants = if x.dims().last() != Some(&inputs) {
         format!("x must be […, {inputs}] for W [{out}, {inputs}] in 4 bits")
-    } else if bias.is_some_and(|bias| bias.dims() != [out] || bias.dtype() != x.dtype()) {
-        format!("b must be [{out}], of x's type")
+    } else if bias.is_some_and(|bias| bias.dims() != [out]) {
+        format!("b must be [{out}]")
     } else if !x.dtype().is_float() {
         "x must be of floating point".into()
-    } else if !x.device().same_device(weight.device()) {
-        "x and W must be on one device".into()
+    } else if misplaced(x) || bias.is_some_and(misplaced) {
+        "all must be on one device".into()
     } else {
-        let y = x.contiguous()?.apply_op1(Product4bit(weight.into()))?;
-        return Ok(match bias {
-            Some(bias) => y.broadcast_add(bias)?,
+        let half = matches!(x.dtype(), DType::F16 | DType::BF16);
+        let wide = match half && x.device().is_cpu() {
+            true => x.to_dtype(DType::F32)?,
+            false => x.clone(),
+        };
+        let y = wide.contiguous()?.apply_op1(Product4bit(weight.into()))?;
+        let y = match bias {
+            Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
             None => y,
-        });
+        };
+        return Ok(y.to_dtype(x.dtype())?);
     };
     refuse("linear_4bit", &all, wants)
 }
@@ -75,12 +82,11 @@ struct Product4bit(Frozen);
 
 impl Product4bit {
     /// The weight as a whole, like `x`.
-    fn whole(&self, x: candle_core::DType) -> candle_core::Result<Tensor> {
+    fn whole(&self, x: DType) -> candle_core::Result<Tensor> {
         let Frozen::Quantized(weight) = &self.0 else {
             bail!("internal: a weight that is not in 4 bits")
         };
-        let whole = weight.dequantize().map_err(candle_core::Error::wrap)?;
-        whole.to_dtype(x)
+        weight.dequantize_as(x).map_err(candle_core::Error::wrap)
     }
 
     /// The product by the backend's own means.
@@ -103,13 +109,6 @@ impl CustomOp1 for Product4bit {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        use candle_core::DType::{F32, F64};
-        if !matches!(x.dtype(), F32 | F64) {
-            return Self::composed((x, layout), &self.whole(x.dtype())?, |of| match of {
-                Storage::Cpu(storage) => Some(storage),
-                _ => None,
-            });
-        }
         for_real!(x, T => {
             let y = self.0.forward::<T>(slice(x, layout)?, None)?;
             Ok((stored(y), output_shape(layout, self.0.dims2()?.0)))

@@ -68,7 +68,7 @@ const INT4: [f32; 16] = [
 impl QuantType {
     /// What each of the sixteen codes stands for, as a part of the block's largest magnitude.
     ///
-    /// NF4: the normal quantiles of evenly spaced probabilities, 8 of them negative and 7 positive,
+    /// NF4: the normal quantiles of evenly spaced probabilities, 7 of them negative and 8 positive,
     /// beside 0, over the largest. FP4: sign, two bits of exponent, one of mantissa. Int4: −7 to 7
     /// sevenths in two's complement; its code 8 is never made.
     ///

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use candle_nn::{Linear, Module};
 
 use super::{QuantConfig, Quantized, quantize};
+use crate::base::plain;
 use crate::{Result, ops};
 
 /// A frozen linear layer whose weight is in 4 bits; bitsandbytes' `Linear4bit`.
@@ -41,13 +42,13 @@ impl Linear4bit {
         Self { weight, bias }
     }
 
-    /// A layer with its weight put into 4 bits; the bias stays as it is.
+    /// A layer with its weight put into 4 bits. The bias keeps its numbers, and does not train.
     ///
     /// # Errors
     ///
     /// As [`quantize`].
     pub fn quantize(linear: &Linear, config: &QuantConfig) -> Result<Self> {
-        let bias = linear.bias().map(Tensor::detach);
+        let bias = linear.bias().map(plain).transpose()?;
         Ok(Self::new(quantize(linear.weight(), config)?, bias))
     }
 

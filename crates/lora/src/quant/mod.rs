@@ -7,7 +7,7 @@
 //!
 //! 4 + 8/64 + 32/(64 · 256) = 4.127 bits.
 //!
-//! The layout and the codes are those of bitsandbytes, so the numbers are its numbers.
+//! With NF4 and FP4 the layout and the codes are those of bitsandbytes on the CPU, byte by byte.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -36,15 +36,17 @@ use crate::{Error, Result};
 #[cfg(test)]
 mod tests;
 
-/// What a code of 4 bits stands for, by the names of bitsandbytes.
+/// What a code of 4 bits stands for: bitsandbytes' `nf4` and `fp4`, and evenly spaced values to
+/// compare them with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum QuantType {
     /// Quantiles of the normal distribution, which weights nearly follow.
     #[default]
     Nf4,
     /// A floating-point number with two bits of exponent and one of mantissa.
     Fp4,
-    /// Evenly spaced.
+    /// Evenly spaced, from −7 to 7 sevenths.
     Int4,
 }
 

@@ -1,6 +1,8 @@
 //! A tensor in 4 bits.
 
 use candle_core::{DType, Device, Shape, Storage, Tensor};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::codes::{dynamic, nearest_dynamic};
 use super::{QuantConfig, View, expand};
@@ -79,20 +81,27 @@ pub fn quantize(tensor: &Tensor, config: &QuantConfig) -> Result<Quantized> {
     let flat = tensor.flatten_all()?.to_dtype(DType::F32)?;
     let numbers = flat.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
     if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
-        let wants = format!("finite numbers, and number {at} is {}", numbers[at]);
+        let wants = format!(
+            "numbers that are finite in f32, and number {at} is {}",
+            numbers[at]
+        );
         return refuse(&wants);
     }
-    let blocks = numbers.chunks(config.block_size);
-    let absmax: Vec<f32> = blocks.clone().map(largest).collect();
     let nearest = config.quant_type.nearest();
     let mut codes = vec![0; numbers.len().div_ceil(2)];
-    for (i, (block, absmax)) in blocks.zip(&absmax).enumerate() {
-        let start = i * config.block_size;
-        for (at, x) in (start..).zip(block) {
-            let code = nearest.of(part(*x, *absmax));
-            codes[at / 2] |= if at % 2 == 0 { code << 4 } else { code };
-        }
-    }
+    // A block has an even number of codes, so that its bytes are its own.
+    let blocks = numbers.par_chunks(config.block_size);
+    let blocks = blocks.zip(codes.par_chunks_mut(config.block_size / 2));
+    let absmax: Vec<f32> = blocks
+        .map(|(block, codes)| {
+            let absmax = largest(block);
+            for (at, x) in block.iter().enumerate() {
+                let code = nearest.of(part(*x, absmax));
+                codes[at / 2] |= if at % 2 == 0 { code << 4 } else { code };
+            }
+            absmax
+        })
+        .collect();
     if let (1, Some(last)) = (numbers.len() % 2, codes.last_mut()) {
         *last |= nearest.of(0.0);
     }
@@ -208,27 +217,31 @@ impl Quantized {
     ///
     /// What candle reports.
     pub fn dequantize(&self) -> Result<Tensor> {
-        let n = self.shape.elem_count();
-        if self.device().is_cpu() {
-            let mut numbers = vec![0f32; n];
-            self.view(|view| view.expand(0, &mut numbers))?;
-            return Ok(Tensor::from_vec(numbers, &self.shape, &Device::Cpu)?.to_dtype(self.dtype)?);
-        }
-        self.composed()
+        self.dequantize_as(self.dtype)
     }
 
-    /// [`dequantize`](Self::dequantize) by operations that every device has.
+    /// The whole tensor in another type, rounded once.
+    pub(crate) fn dequantize_as(&self, dtype: DType) -> Result<Tensor> {
+        if !self.device().is_cpu() {
+            return Ok(self.composed()?.to_dtype(dtype)?);
+        }
+        let mut numbers = vec![0f32; self.shape.elem_count()];
+        self.view(|view| view.expand(0, &mut numbers))?;
+        Ok(Tensor::from_vec(numbers, &self.shape, &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    /// All numbers in f32, by operations that every device has.
     pub(super) fn composed(&self) -> Result<Tensor> {
         let n = self.shape.elem_count();
-        let high = (self.codes.to_dtype(DType::F32)? / 16.0)?.floor()?;
-        let low = (self.codes.to_dtype(DType::F32)? - (&high * 16.0)?)?;
-        let codes = Tensor::stack(&[high, low], 1)?
+        let pairs = Tensor::new(self.config.quant_type.pairs(), self.device())?;
+        // candle takes 255, as the largest u8, for the index of nothing.
+        let codes = self.codes.to_dtype(DType::U32)?;
+        let parts = pairs
+            .index_select(&codes, 0)?
             .flatten_all()?
-            .to_dtype(DType::U32)?;
-        let values = Tensor::new(self.config.quant_type.values(), self.device())?;
-        let parts = values.index_select(&codes.narrow(0, 0, n)?, 0)?;
+            .narrow(0, 0, n)?;
         let whole = (parts * repeated(&self.absmax()?, self.config.block_size, n)?)?;
-        Ok(whole.reshape(&self.shape)?.to_dtype(self.dtype)?)
+        Ok(whole.reshape(&self.shape)?)
     }
 
     /// The blocks' magnitudes, in f32.
@@ -241,7 +254,6 @@ impl Quantized {
                 offset,
             } => (codes, absmax, *offset),
         };
-        // candle takes 255, as the largest u8, for the index of nothing.
         let codes = codes.to_dtype(DType::U32)?;
         let parts = Tensor::new(dynamic(), self.device())?.index_select(&codes, 0)?;
         let absmax = repeated(absmax, ABSMAX_BLOCK, codes.elem_count())?;
