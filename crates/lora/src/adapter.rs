@@ -5,11 +5,12 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use rand::RngCore;
 
-use crate::base::{Keys, Weight, adapter_dtype, plain, sealed::Base};
+use crate::base::{Keys, adapter_dtype, plain, sealed::Base};
 use crate::config::unsupported;
 use crate::dropout::Dropout;
 use crate::init::{Start, too_large};
 use crate::peft::ModuleTensors;
+use crate::quant::Weight;
 use crate::{Error, Init, LoraConfig, Result, VeraConfig, VeraProjection};
 
 /// The trained numbers of one adapter on one layer. Clones share their variables.

@@ -1,9 +1,9 @@
 //! What a layer must say of itself so that an adapter can sit beside it.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use crate::ops::Share;
-use crate::quant::Quantized;
+use crate::quant::Weight;
 use crate::{Error, Result};
 
 /// A layer that LoRA can adapt: [`candle_nn::Linear`],
@@ -98,62 +98,6 @@ pub(crate) mod sealed {
         }
         fn is_embedding(&self) -> bool {
             false
-        }
-    }
-}
-
-/// The weight of a layer: a tensor, or codes of 4 bits.
-#[derive(Clone, Copy)]
-pub enum Weight<'a> {
-    Dense(&'a Tensor),
-    Quantized(&'a Quantized),
-}
-
-impl<'a> From<&'a Tensor> for Weight<'a> {
-    fn from(weight: &'a Tensor) -> Self {
-        Self::Dense(weight)
-    }
-}
-
-impl<'a> From<&'a Quantized> for Weight<'a> {
-    fn from(weight: &'a Quantized) -> Self {
-        Self::Quantized(weight)
-    }
-}
-
-impl<'a> Weight<'a> {
-    pub fn dims(self) -> &'a [usize] {
-        match self {
-            Self::Dense(weight) => weight.dims(),
-            Self::Quantized(weight) => weight.dims(),
-        }
-    }
-
-    /// The type of its numbers, when they stand in full.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::Dense(weight) => weight.dtype(),
-            Self::Quantized(weight) => weight.dtype(),
-        }
-    }
-
-    pub fn device(self) -> &'a Device {
-        match self {
-            Self::Dense(weight) => weight.device(),
-            Self::Quantized(weight) => weight.device(),
-        }
-    }
-
-    /// Whether it trains or comes from something that does.
-    pub fn track_op(self) -> bool {
-        matches!(self, Self::Dense(weight) if weight.track_op())
-    }
-
-    /// All of its numbers.
-    pub fn dense(self) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => Ok(weight.clone()),
-            Self::Quantized(weight) => weight.dequantize(),
         }
     }
 }

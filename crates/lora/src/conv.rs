@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use candle_nn::{Conv1d, Conv2d};
 
 use crate::Result;
-use crate::base::{Keys, Weight, filled, sealed, stacked};
+use crate::base::{Keys, filled, sealed, stacked};
 use crate::ops::{self, How, Share};
+use crate::quant::Weight;
 
 /// A [`candle_nn::Conv1d`] with trainable low-rank updates beside it.
 ///

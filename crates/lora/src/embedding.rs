@@ -4,7 +4,8 @@ use candle_core::{DType, Tensor};
 use candle_nn::Embedding;
 
 use crate::Result;
-use crate::base::{Keys, Weight, filled, sealed};
+use crate::base::{Keys, filled, sealed};
+use crate::quant::Weight;
 
 /// An embedding with trainable low-rank updates beside it.
 ///

@@ -8,10 +8,11 @@ use candle_nn::Module;
 use rand::{Rng, RngCore};
 
 use crate::adapter::Adapter;
-use crate::base::{Base, Weight, adapter_dtype, check_input, check_parts, frozen, sealed};
+use crate::base::{Base, adapter_dtype, check_input, check_parts, frozen, sealed};
 use crate::config::unsupported;
 use crate::count::grouped;
 use crate::ops::Share;
+use crate::quant::Weight;
 use crate::{Error, LoraConfig, ParameterCount, Result, VeraConfig, VeraProjection, rows};
 
 /// The name of the adapter that a layer is built with, as in PEFT.

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use candle_nn::Linear;
 
 use crate::Result;
-use crate::base::{Keys, Weight, sealed, stacked};
+use crate::base::{Keys, sealed, stacked};
 use crate::ops::{self, Share, lora_shares};
-use crate::quant::{Linear4bit, quantize};
+use crate::quant::{Linear4bit, Weight, quantize};
 
 /// A [`candle_nn::Linear`] with trainable low-rank updates beside it.
 ///

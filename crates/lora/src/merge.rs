@@ -4,9 +4,9 @@ use candle_core::{DType, Tensor};
 use candle_nn::Linear;
 
 use crate::adapter::Adapter;
-use crate::base::{Base, Weight, adapter_dtype, plain, sealed};
+use crate::base::{Base, adapter_dtype, plain, sealed};
 use crate::layer::{LoraLayer, Merged, State};
-use crate::quant::Linear4bit;
+use crate::quant::{Linear4bit, Weight};
 use crate::{Error, Result};
 
 impl<B: Base> LoraLayer<B> {
@@ -104,8 +104,12 @@ impl<B: Base> LoraLayer<B> {
     /// ```
     pub fn safe_merge(&self) -> Result<()> {
         self.merge_if(|base, names| {
-            let weight = base.weight().dense()?;
-            let parts = [("weight", Some(&weight)), ("bias", base.bias())];
+            let weight = match base.weight() {
+                Weight::Dense(weight) => Some(weight),
+                // Was looked at before it became codes.
+                Weight::Quantized(_) => None,
+            };
+            let parts = [("weight", weight), ("bias", base.bias())];
             for (what, tensor) in parts {
                 let Some(tensor) = tensor else { continue };
                 let count = not_finite(tensor)?;

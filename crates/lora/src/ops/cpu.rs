@@ -387,6 +387,13 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
+/// An array of which threads write different parts.
+pub(super) struct Parts<T>(pub *mut T);
+// SAFETY: who writes through it vouches that the parts do not overlap.
+unsafe impl<T> Send for Parts<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Parts<T> {}
+
 /// dst = keep · dst + scale · lhs · rhs, on all threads.
 ///
 /// gemm's own sharing between threads costs a fifth more where one side has a few hundred rows,
@@ -407,17 +414,13 @@ pub(super) unsafe fn product<T: Real>(
     lhs: Matrix<'_, T>,
     rhs: Matrix<'_, T>,
 ) {
-    struct Part<T>(*mut T);
-    // SAFETY: the tiles below do not overlap.
-    unsafe impl<T> Send for Part<T> {}
-    unsafe impl<T> Sync for Part<T> {}
     let (rows, cols) = (lhs.rows, rhs.cols);
     let (down, across) = tiles(rows, cols, lhs.cols, rayon::current_num_threads());
     if down * across == 1 {
         // SAFETY: the caller's word.
         return unsafe { product_here(dst, row_stride, keep, scale, lhs, rhs) };
     }
-    let dst = Part(dst);
+    let dst = Parts(dst);
     (0..down * across).into_par_iter().for_each(|tile| {
         let dst = &dst;
         let (row, tall) = part(rows, down, tile % down);

@@ -3,9 +3,9 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::cpu::{Matrix, Real, one_pass, product_here, written};
+use super::cpu::{Matrix, Parts, Real, one_pass, product_here, written};
 use super::linear::{base_backward, base_forward, started, with_matrix};
-use crate::quant::{Quantized, View};
+use crate::quant::{Quantized, View, Weight};
 
 /// W (out, in) of a product in one pass.
 #[derive(Clone)]
@@ -14,32 +14,16 @@ pub(crate) enum Frozen {
     Quantized(Quantized),
 }
 
-impl From<&Tensor> for Frozen {
-    fn from(weight: &Tensor) -> Self {
-        Self::Dense(weight.clone())
-    }
-}
-
-impl From<&Quantized> for Frozen {
-    fn from(weight: &Quantized) -> Self {
-        Self::Quantized(weight.clone())
+impl From<Weight<'_>> for Frozen {
+    fn from(weight: Weight<'_>) -> Self {
+        match weight {
+            Weight::Dense(weight) => Self::Dense(weight.clone()),
+            Weight::Quantized(weight) => Self::Quantized(weight.clone()),
+        }
     }
 }
 
 impl Frozen {
-    /// Whether it is a tensor that trains after all.
-    pub fn trains(&self) -> bool {
-        matches!(self, Self::Dense(weight) if weight.track_op())
-    }
-
-    /// Whether a product of `x` with it runs as one pass.
-    pub fn one_pass(&self, x: &Tensor) -> bool {
-        match self {
-            Self::Dense(weight) => one_pass(&[x, weight]),
-            Self::Quantized(weight) => one_pass(&[x]) && weight.device().is_cpu(),
-        }
-    }
-
     pub fn dims2(&self) -> Result<(usize, usize)> {
         let dims = match self {
             Self::Dense(weight) => weight.dims(),
@@ -70,18 +54,19 @@ impl Frozen {
     }
 }
 
+/// Whether a product of `x` with this weight runs as one pass.
+pub(super) fn runs_as_one_pass(x: &Tensor, weight: Weight<'_>) -> bool {
+    match weight {
+        Weight::Dense(weight) => one_pass(&[x, weight]),
+        Weight::Quantized(weight) => one_pass(&[x]) && weight.device().is_cpu(),
+    }
+}
+
 /// Numbers of W that a thread expands at a time: few, so that they stay in its second cache.
 const NUMBERS: usize = 1 << 17;
 
-/// A buffer's start, for tiles that do not overlap.
-struct Start<T>(*mut T);
-// SAFETY: each thread writes to a tile of its own.
-unsafe impl<T> Send for Start<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Start<T> {}
-
-/// How many rows of `depth` numbers are expanded together: a whole number of QLoRA's blocks where
-/// that many fit.
+/// How many rows of `depth` numbers are expanded together. With fewer than 16 the product itself
+/// would be slow, so long rows take more than [`NUMBERS`].
 fn together(depth: usize) -> usize {
     (NUMBERS / depth.max(1)).clamp(16, 128)
 }
@@ -90,7 +75,7 @@ fn together(depth: usize) -> usize {
 ///
 /// A thread takes several parts with one buffer: a new one each time would cost more than what is
 /// done with it.
-fn tiles<T: Send>(all: usize, size: usize, tile: impl Fn(usize, usize, &mut Vec<T>) + Sync) {
+fn tiles<T>(all: usize, size: usize, tile: impl Fn(usize, usize, &mut Vec<T>) + Sync) {
     let tiles = all.div_ceil(size);
     let takes = tiles.min(2 * rayon::current_num_threads());
     (0..takes).into_par_iter().for_each(|take| {
@@ -115,7 +100,7 @@ fn forward<T: Real>(
     }
     let (mut y, keep) = started(rows, out, bias);
     let x = Matrix::new(x, rows, inputs);
-    let start = Start(y.as_mut_ptr());
+    let start = Parts(y.as_mut_ptr());
     tiles(out, together(inputs), |from, tall, w| {
         let start = &start;
         w.resize(tall * inputs, T::zero());
@@ -141,7 +126,7 @@ fn backward<T: Real>(g: &[T], weight: &View<'_>, (out, inputs): (usize, usize)) 
     }
     let g = Matrix::new(g, rows, out);
     let fill = |dx: *mut T| {
-        let start = Start(dx);
+        let start = Parts(dx);
         tiles(inputs, COLUMNS, |from, wide, w| {
             let start = &start;
             for row in (0..out).step_by(NUMBERS / COLUMNS) {

@@ -14,8 +14,9 @@ use super::cpu::{
     Gradients, Held, Matrix, Real, column_sums, for_real, one_pass, product, read, slice, stored,
     tensor, written,
 };
-use super::frozen::Frozen;
+use super::frozen::{Frozen, runs_as_one_pass};
 use super::given;
+use crate::quant::Weight;
 use crate::{Error, Result};
 
 /// y = x Wᵀ + b, with a gradient for each of x, W and b that needs one and for no other.
@@ -144,14 +145,14 @@ pub struct Share {
 /// The shares must be in order and must not overlap; rows of none get the base's output.
 pub(crate) fn lora_shares(
     x: &Tensor,
-    weight: Frozen,
+    weight: Weight<'_>,
     bias: Option<&Tensor>,
     lora_a: &Tensor,
     lora_b: &Tensor,
     shares: Vec<Share>,
 ) -> Result<Option<Tensor>> {
-    let trains = weight.trains() || bias.is_some_and(Tensor::track_op);
-    if trains || !weight.one_pass(x) || !one_pass(&[x, lora_a, lora_b]) {
+    let trains = weight.track_op() || bias.is_some_and(Tensor::track_op);
+    if trains || !runs_as_one_pass(x, weight) || !one_pass(&[x, lora_a, lora_b]) {
         return Ok(None);
     }
     let like_x = |bias: &Tensor| bias.to_dtype(x.dtype())?.contiguous();
@@ -159,7 +160,7 @@ pub(crate) fn lora_shares(
     let (x, a, b) = (x.contiguous()?, lora_a.contiguous()?, lora_b.contiguous()?);
     let y = for_real!(x, T => {
         let op = Lora::<T> {
-            weight,
+            weight: weight.into(),
             bias,
             shares,
             down: OnceLock::new(),

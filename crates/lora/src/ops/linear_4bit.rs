@@ -6,7 +6,7 @@ use candle_core::{
 };
 
 use super::cpu::{for_real, read, slice, stored, tensor};
-use super::frozen::Frozen;
+use super::frozen::{Frozen, runs_as_one_pass};
 use super::linear::{Product, flat, output_shape};
 use super::{given, refuse};
 use crate::quant::Quantized;
@@ -67,7 +67,7 @@ pub fn linear_4bit(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Res
             true => x.to_dtype(DType::F32)?,
             false => x.clone(),
         };
-        let y = wide.contiguous()?.apply_op1(Product4bit(weight.into()))?;
+        let y = wide.contiguous()?.apply_op1(Product4bit(weight.clone()))?;
         let y = match bias {
             Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
             None => y,
@@ -78,15 +78,18 @@ pub fn linear_4bit(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Res
 }
 
 /// x Wᵀ.
-struct Product4bit(Frozen);
+struct Product4bit(Quantized);
 
 impl Product4bit {
-    /// The weight as a whole, like `x`.
-    fn whole(&self, x: DType) -> candle_core::Result<Tensor> {
-        let Frozen::Quantized(weight) = &self.0 else {
-            bail!("internal: a weight that is not in 4 bits")
-        };
-        weight.dequantize_as(x).map_err(candle_core::Error::wrap)
+    /// The weight as a whole.
+    fn whole(&self, dtype: DType) -> candle_core::Result<Tensor> {
+        self.0
+            .dequantize_as(dtype)
+            .map_err(candle_core::Error::wrap)
+    }
+
+    fn frozen(&self) -> Frozen {
+        Frozen::Quantized(self.0.clone())
     }
 
     /// The product by the backend's own means.
@@ -110,8 +113,8 @@ impl CustomOp1 for Product4bit {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         for_real!(x, T => {
-            let y = self.0.forward::<T>(slice(x, layout)?, None)?;
-            Ok((stored(y), output_shape(layout, self.0.dims2()?.0)))
+            let y = self.frozen().forward::<T>(slice(x, layout)?, None)?;
+            Ok((stored(y), output_shape(layout, self.0.dims()[0])))
         })
     }
 
@@ -138,12 +141,12 @@ impl CustomOp1 for Product4bit {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        if !self.0.one_pass(g) {
+        if !runs_as_one_pass(g, (&self.0).into()) {
             let dx = flat(&g.contiguous()?)?.matmul(&self.whole(g.dtype())?)?;
             return Ok(Some(dx.reshape(x.shape())?));
         }
         for_real!(g, T => {
-            Ok(Some(tensor(read::<T, _>(g, |g| self.0.backward(g))?, x.shape())?))
+            Ok(Some(tensor(read::<T, _>(g, |g| self.frozen().backward(g))?, x.shape())?))
         })
     }
 }

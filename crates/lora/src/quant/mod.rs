@@ -26,10 +26,12 @@ mod codes;
 mod expand;
 mod linear;
 mod tensor;
+mod weight;
 
 pub(crate) use expand::View;
 pub use linear::Linear4bit;
 pub use tensor::{Quantized, quantize};
+pub(crate) use weight::Weight;
 
 use crate::{Error, Result};
 

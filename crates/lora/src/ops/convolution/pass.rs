@@ -6,7 +6,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 
 use super::patches::{Sizes, Strip, fold, unfold};
 use crate::ops::Share;
-use crate::ops::cpu::{Matrix, Real, product, product_here, vectorised};
+use crate::ops::cpu::{Matrix, Parts, Real, product, product_here, vectorised};
 
 /// One call: W and, where images have adapters, their A and B one after the other.
 #[derive(Clone, Copy)]
@@ -123,12 +123,6 @@ unsafe fn multiply<T: Real>(
         }
     }
 }
-
-/// An array of which threads write different parts.
-struct Parts<T>(*mut T);
-// SAFETY: what the threads write does not overlap.
-unsafe impl<T> Send for Parts<T> {}
-unsafe impl<T> Sync for Parts<T> {}
 
 impl<'a, T: Real> Pass<'a, T> {
     /// Without an adapter.
