@@ -7,8 +7,8 @@ use crate::quant::Weight;
 use crate::{Error, Result};
 
 /// A layer that LoRA can adapt: [`candle_nn::Linear`],
-/// [`Linear4bit`](crate::quant::Linear4bit), [`candle_nn::Conv1d`], [`candle_nn::Conv2d`] and
-/// [`ScaledEmbedding`](crate::ScaledEmbedding).
+/// [`Linear4bit`](crate::quant::Linear4bit), [`AnyLinear`](crate::quant::AnyLinear),
+/// [`candle_nn::Conv1d`], [`candle_nn::Conv2d`] and [`ScaledEmbedding`](crate::ScaledEmbedding).
 ///
 /// [`LoraLayer`](crate::LoraLayer) holds everything that is the same for all of them; a base says
 /// how its own product goes. The trait is sealed: its methods are no part of the public API.

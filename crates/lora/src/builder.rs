@@ -10,11 +10,11 @@ use crate::base::{Base, plain};
 use crate::config::unsupported;
 use crate::layer::LoraLayer;
 use crate::model::{LoraModel, any::AnyLayer};
-use crate::quant::{Linear4bit, QuantConfig, quantize};
+use crate::quant::{AnyLinear, Linear4bit, QuantConfig, quantize};
 use crate::through::through;
 use crate::{
-    Error, LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraLinear4bit, ParameterCount,
-    Result,
+    Error, LoraAnyLinear, LoraConv1d, LoraConv2d, LoraEmbedding, LoraLinear, LoraLinear4bit,
+    ParameterCount, Result,
 };
 
 /// Builds a network's layers from a checkpoint, as [`candle_nn::VarBuilder`] does, and keeps a
@@ -70,6 +70,7 @@ use crate::{
 pub struct LoraBuilder<'a> {
     vb: VarBuilder<'a>,
     book: Arc<Book>,
+    quantization: Option<QuantConfig>,
 }
 
 /// Says which tensors train.
@@ -219,7 +220,29 @@ impl<'a> LoraBuilder<'a> {
         });
         let notes = book.clone();
         let vb = through(&vb, move |name, tensor| notes.fetch(name, tensor));
-        Self { vb, book }
+        Self {
+            vb,
+            book,
+            quantization: None,
+        }
+    }
+
+    /// The same builder with the weights of [`any_linear`](Self::any_linear) in 4 bits from here on;
+    /// all other layers keep theirs in full.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_nn::VarBuilder;
+    /// # use lora::{LoraBuilder, quant::QuantConfig};
+    /// let b = LoraBuilder::new(VarBuilder::zeros(DType::F32, &Device::Cpu));
+    /// let layer = b.quantized(QuantConfig::default()).pp("fc").any_linear(128, 64)?;
+    /// assert_eq!(layer.base().bytes(), 4229); // of 32,768 in f32
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    #[must_use]
+    pub fn quantized(mut self, config: QuantConfig) -> Self {
+        self.quantization = Some(config);
+        self
     }
 
     /// The base's variables, under the checkpoint's names and sorted by them: those of all that was
@@ -268,6 +291,7 @@ impl<'a> LoraBuilder<'a> {
         Self {
             vb: self.vb.pp(name),
             book: self.book.clone(),
+            quantization: self.quantization,
         }
     }
 
@@ -351,7 +375,7 @@ impl<'a> LoraBuilder<'a> {
         config: &QuantConfig,
     ) -> Result<LoraLinear4bit> {
         let linear = |vb| candle_nn::linear(in_features, out_features, vb);
-        self.in_4_bits(linear, config)
+        self.noted(self.in_4_bits(linear, config)?)
     }
 
     /// A linear layer with its weight in 4 bits and without bias: `weight` (out, in).
@@ -376,14 +400,48 @@ impl<'a> LoraBuilder<'a> {
         config: &QuantConfig,
     ) -> Result<LoraLinear4bit> {
         let linear = |vb| candle_nn::linear_no_bias(in_features, out_features, vb);
-        self.in_4_bits(linear, config)
+        self.noted(self.in_4_bits(linear, config)?)
+    }
+
+    /// A linear layer for a network that serves LoRA and QLoRA: as [`linear_4bit`](Self::linear_4bit)
+    /// where the builder is [`quantized`](Self::quantized), and as [`linear`](Self::linear)
+    /// elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn any_linear(&self, in_features: usize, out_features: usize) -> Result<LoraAnyLinear> {
+        self.either(|vb| candle_nn::linear(in_features, out_features, vb))
+    }
+
+    /// As [`any_linear`](Self::any_linear), without bias.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn any_linear_no_bias(
+        &self,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<LoraAnyLinear> {
+        self.either(|vb| candle_nn::linear_no_bias(in_features, out_features, vb))
+    }
+
+    fn either(
+        &self,
+        linear: impl FnOnce(VarBuilder<'a>) -> candle_core::Result<Linear>,
+    ) -> Result<LoraAnyLinear> {
+        self.noted(match &self.quantization {
+            Some(config) => AnyLinear::from(self.in_4_bits(linear, config)?),
+            None => AnyLinear::from(linear(self.vb())?),
+        })
     }
 
     fn in_4_bits(
         &self,
         linear: impl FnOnce(VarBuilder<'a>) -> candle_core::Result<Linear>,
         config: &QuantConfig,
-    ) -> Result<LoraLinear4bit> {
+    ) -> Result<Linear4bit> {
         let name = format!("{}.weight", self.vb.prefix());
         if self
             .book
@@ -404,7 +462,7 @@ impl<'a> LoraBuilder<'a> {
             },
             other => other,
         })?;
-        self.noted(Linear4bit::new(weight, linear.bias().cloned()))
+        Ok(Linear4bit::new(weight, linear.bias().cloned()))
     }
 
     /// A convolution: `weight` (out, in / groups, k) and `bias` (out).

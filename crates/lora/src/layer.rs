@@ -25,7 +25,7 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// A layer of candle with any number of named low-rank updates beside it.
 ///
 /// [`LoraLinear`](crate::LoraLinear), [`LoraLinear4bit`](crate::LoraLinear4bit),
-/// [`LoraConv1d`](crate::LoraConv1d),
+/// [`LoraAnyLinear`](crate::LoraAnyLinear), [`LoraConv1d`](crate::LoraConv1d),
 /// [`LoraConv2d`](crate::LoraConv2d) and [`LoraEmbedding`](crate::LoraEmbedding) are this type
 /// over candle's layers. The active adapters act one after the other:
 ///

@@ -44,7 +44,7 @@ pub use embedding::{LoraEmbedding, ScaledEmbedding};
 pub use error::{Error, Result};
 pub use init::Init;
 pub use layer::{DEFAULT_ADAPTER, LoraLayer};
-pub use linear::{LoraLinear, LoraLinear4bit};
+pub use linear::{LoraAnyLinear, LoraLinear, LoraLinear4bit};
 pub use model::{AnyLayer, LoraModel};
 pub use process::tune_process;
 pub use rows::BASE as BASE_ROW;

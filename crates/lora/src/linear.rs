@@ -6,7 +6,7 @@ use candle_nn::Linear;
 use crate::Result;
 use crate::base::{Keys, sealed, stacked};
 use crate::ops::{self, Share, lora_shares};
-use crate::quant::{Linear4bit, Weight, quantize};
+use crate::quant::{AnyLinear, Linear4bit, Weight, quantize};
 
 /// A [`candle_nn::Linear`] with trainable low-rank updates beside it.
 ///
@@ -71,20 +71,86 @@ pub type LoraLinear = crate::LoraLayer<Linear>;
 /// ```
 pub type LoraLinear4bit = crate::LoraLayer<Linear4bit>;
 
-fn dense(_: &Linear, weight: Tensor, bias: Option<Tensor>) -> Result<Linear> {
-    Ok(Linear::new(weight, bias))
+/// A linear layer whose base keeps its weight in full or in 4 bits, so that one network serves LoRA
+/// and QLoRA: [`LoraBuilder::quantized`](crate::LoraBuilder::quantized) decides.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::VarBuilder;
+/// use lora::quant::{AnyLinear, QuantConfig};
+/// use lora::{LoraAnyLinear, LoraBuilder};
+///
+/// let network = |b: LoraBuilder| -> lora::Result<LoraAnyLinear> { b.any_linear_no_bias(128, 64) };
+/// let b = LoraBuilder::new(VarBuilder::zeros(DType::F32, &Device::Cpu));
+/// assert!(matches!(network(b.pp("fc"))?.base(), AnyLinear::Full(_)));
+/// let b = b.quantized(QuantConfig::default());
+/// assert!(matches!(network(b.pp("fc"))?.base(), AnyLinear::In4Bits(_)));
+/// # Ok::<(), lora::Error>(())
+/// ```
+pub type LoraAnyLinear = crate::LoraLayer<AnyLinear>;
+
+/// What the kinds of linear layers do each in their own way.
+trait Kind: Clone {
+    fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self>;
+    fn with_bias(&self, bias: Option<Tensor>) -> Self;
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
 }
 
-fn in_4_bits(like: &Linear4bit, weight: Tensor, bias: Option<Tensor>) -> Result<Linear4bit> {
-    Ok(Linear4bit::new(
-        quantize(&weight, like.weight().config())?,
-        bias,
-    ))
+impl Kind for Linear {
+    fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        Ok(Linear::new(weight, bias))
+    }
+
+    fn with_bias(&self, bias: Option<Tensor>) -> Self {
+        Linear::new(self.weight().clone(), bias)
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, self.weight(), self.bias())
+    }
+}
+
+impl Kind for Linear4bit {
+    fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let weight = quantize(&weight, self.weight().config())?;
+        Ok(Linear4bit::new(weight, bias))
+    }
+
+    fn with_bias(&self, bias: Option<Tensor>) -> Self {
+        Linear4bit::new(self.weight().clone(), bias)
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear_4bit(x, self.weight(), self.bias())
+    }
+}
+
+impl Kind for AnyLinear {
+    fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        match self {
+            Self::Full(linear) => Ok(Self::Full(Kind::with(linear, weight, bias)?)),
+            Self::In4Bits(linear) => Ok(Self::In4Bits(Kind::with(linear, weight, bias)?)),
+        }
+    }
+
+    fn with_bias(&self, bias: Option<Tensor>) -> Self {
+        match self {
+            Self::Full(linear) => Self::Full(Kind::with_bias(linear, bias)),
+            Self::In4Bits(linear) => Self::In4Bits(Kind::with_bias(linear, bias)),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Full(linear) => Kind::forward(linear, x),
+            Self::In4Bits(linear) => Kind::forward(linear, x),
+        }
+    }
 }
 
 /// A linear layer whose weight is of some kind.
 macro_rules! linear {
-    ($linear:ident, $layer:literal, $with:path, $forward:path) => {
+    ($linear:ident, $layer:literal) => {
         impl sealed::Base for $linear {
             const LAYER: &'static str = $layer;
             const KEYS: Keys = Keys::WEIGHTS;
@@ -98,25 +164,25 @@ macro_rules! linear {
             }
 
             fn with(&self, weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-                $with(self, weight, bias)
+                Kind::with(self, weight, bias)
             }
 
             fn with_bias(&self, bias: Option<Tensor>) -> Result<Self> {
-                Ok(<$linear>::new(<$linear>::weight(self).clone(), bias))
+                Ok(Kind::with_bias(self, bias))
             }
 
             fn refused_shape(&self) -> Option<&'static str> {
-                let dims = <$linear>::weight(self).dims();
+                let dims = sealed::Base::weight(self).dims();
                 let good = dims.len() == 2 && !dims.contains(&0);
                 (!good).then_some("a matrix [out, in] with both sizes at least 1")
             }
 
             fn out(&self) -> usize {
-                <$linear>::weight(self).dims()[0]
+                sealed::Base::weight(self).dims()[0]
             }
 
             fn inputs(&self) -> usize {
-                <$linear>::weight(self).dims()[1]
+                sealed::Base::weight(self).dims()[1]
             }
 
             fn fan_in(&self) -> usize {
@@ -150,11 +216,11 @@ macro_rules! linear {
             }
 
             fn forward(&self, x: &Tensor) -> Result<Tensor> {
-                $forward(x, <$linear>::weight(self), <$linear>::bias(self))
+                Kind::forward(self, x)
             }
 
             fn whole(&self, x: &Tensor) -> Result<Tensor> {
-                sealed::Base::forward(self, x)
+                Kind::forward(self, x)
             }
 
             fn with_shares(
@@ -163,9 +229,9 @@ macro_rules! linear {
                 pairs: &[(&Tensor, &Tensor)],
                 shares: Vec<Share>,
             ) -> Result<Option<Tensor>> {
-                let (weight, bias) = (<$linear>::weight(self), <$linear>::bias(self));
+                let (weight, bias) = (sealed::Base::weight(self), sealed::Base::bias(self));
                 let (a, b) = stacked(pairs)?;
-                lora_shares(x, weight.into(), bias, &a, &b, shares)
+                lora_shares(x, weight, bias, &a, &b, shares)
             }
 
             fn a_shape(&self, r: usize) -> Vec<usize> {
@@ -207,5 +273,6 @@ macro_rules! linear {
     };
 }
 
-linear!(Linear, "LoraLinear", dense, ops::linear);
-linear!(Linear4bit, "LoraLinear4bit", in_4_bits, ops::linear_4bit);
+linear!(Linear, "LoraLinear");
+linear!(Linear4bit, "LoraLinear4bit");
+linear!(AnyLinear, "LoraAnyLinear");

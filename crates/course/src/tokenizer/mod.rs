@@ -1,6 +1,8 @@
 //! Text to tokens and back, by the `tokenizer.json` of Hugging Face.
 
 mod batch;
+mod chat;
+mod gguf;
 
 use std::fmt;
 use std::path::Path;
@@ -16,6 +18,7 @@ use crate::{Error, Result};
 
 pub(crate) use batch::Precomputed;
 pub use batch::TextBatch;
+pub use chat::{ChatTemplate, Message};
 
 /// The token between two documents, as in GPT-2 and SmolLM2.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -124,9 +127,14 @@ impl Tokenizer {
     /// Bytes that are no tokenizer.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let read = tokenizers::Tokenizer::from_bytes(json);
-        let mut inner = read.map_err(|error| refused(error.to_string()))?;
+        Self::of(read.map_err(|error| refused(error.to_string()))?, None)
+    }
+
+    /// The tokenizer, without padding or truncation; `pad` where its own does not say.
+    fn of(mut inner: tokenizers::Tokenizer, pad: Option<u32>) -> Result<Self> {
         let padding = inner.get_padding().map(|padding| padding.pad_id);
-        let pad = padding.or_else(|| inner.token_to_id("[PAD]")).unwrap_or(0);
+        let padding = padding.or_else(|| inner.token_to_id("[PAD]"));
+        let pad = padding.or(pad).unwrap_or(0);
         // Some files, MiniLM's among them, cut or fill every text to a fixed length.
         inner.with_padding(None);
         let cut = inner.with_truncation(None);
@@ -233,6 +241,21 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let text = self.inner.get().decode(ids, false);
         text.map_err(|error| refused(error.to_string()))
+    }
+
+    /// The id of a token, such as the `<|im_end|>` at which an answer ends.
+    ///
+    /// ```
+    /// use course::tokenizer::{END_OF_TEXT, Tokenizer};
+    ///
+    /// let tokenizer = Tokenizer::train(&["ab"], 257)?;
+    /// assert_eq!(tokenizer.token_to_id(END_OF_TEXT), Some(0));
+    /// assert_eq!(tokenizer.token_to_id("<|im_end|>"), None);
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    #[must_use]
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.get().token_to_id(token)
     }
 
     /// How many tokens there are.

@@ -29,7 +29,7 @@ mod tensor;
 mod weight;
 
 pub(crate) use expand::View;
-pub use linear::Linear4bit;
+pub use linear::{AnyLinear, Linear4bit};
 pub use tensor::{Quantized, quantize};
 pub(crate) use weight::Weight;
 

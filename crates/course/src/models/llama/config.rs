@@ -64,6 +64,33 @@ struct ConfigFile {
     max_position_embeddings: usize,
     #[serde(default)]
     tie_word_embeddings: bool,
+    model_type: Option<String>,
+    hidden_act: Option<String>,
+    head_dim: Option<usize>,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+}
+
+impl ConfigFile {
+    /// What makes it another kind of model, if anything does.
+    fn other(&self) -> Option<String> {
+        if let Some(kind) = self.model_type.as_deref().filter(|kind| *kind != "llama") {
+            return Some(format!("its model_type is {kind:?}, not \"llama\""));
+        }
+        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
+            return Some(format!("its hidden_act is {act:?}, not \"silu\""));
+        }
+        if self.attention_bias || self.mlp_bias {
+            return Some("its linear layers have biases, which this model does not".to_string());
+        }
+        let usual = self.hidden_size / self.num_attention_heads.max(1);
+        let given = self.head_dim.filter(|dim| *dim != usual)?;
+        Some(format!(
+            "its head_dim is {given}, not hidden_size / num_attention_heads = {usual}"
+        ))
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,6 +107,9 @@ impl TryFrom<ConfigFile> for LlamaConfig {
             model: "Llama",
             problem: problem.to_string(),
         };
+        if let Some(problem) = file.other() {
+            return Err(refuse(&problem));
+        }
         let newer = file.rope_parameters.as_ref();
         if file.rope_scaling.is_some() || newer.is_some_and(|rope| rope.rope_type != "default") {
             return Err(refuse(

@@ -7,7 +7,7 @@ use std::fmt;
 
 use candle_core::{DType, Device, Module, Tensor};
 use lora::ops::{self, AttentionMask};
-use lora::{LoraBuilder, LoraEmbedding, LoraLinear};
+use lora::{LoraAnyLinear, LoraBuilder, LoraEmbedding, LoraLinear};
 
 use crate::{Error, Result};
 
@@ -23,7 +23,9 @@ use generate::Cache;
 /// h ← h + W_down (silu(W_gate n) · W_up n) with n = norm(h), in every layer.
 ///
 /// Its layers are named as in transformers (`model.layers.0.self_attn.q_proj`), so weights load
-/// under their own names and adapters exchange with PEFT.
+/// under their own names and adapters exchange with PEFT. Over a builder that is
+/// [`quantized`](LoraBuilder::quantized), the seven matrices of each layer are in 4 bits; the
+/// embedding and an output layer of its own are not, as with bitsandbytes.
 ///
 /// Source: Touvron et al. 2023, arXiv:2302.13971; transformers `modeling_llama.py`.
 ///
@@ -66,14 +68,14 @@ pub struct Llama {
 #[derive(Debug)]
 struct Layer {
     input_layernorm: Tensor,
-    q_proj: LoraLinear,
-    k_proj: LoraLinear,
-    v_proj: LoraLinear,
-    o_proj: LoraLinear,
+    q_proj: LoraAnyLinear,
+    k_proj: LoraAnyLinear,
+    v_proj: LoraAnyLinear,
+    o_proj: LoraAnyLinear,
     post_attention_layernorm: Tensor,
-    gate_proj: LoraLinear,
-    up_proj: LoraLinear,
-    down_proj: LoraLinear,
+    gate_proj: LoraAnyLinear,
+    up_proj: LoraAnyLinear,
+    down_proj: LoraAnyLinear,
 }
 
 impl Llama {
@@ -95,14 +97,14 @@ impl Llama {
             let inner = config.intermediate_size;
             Ok(Layer {
                 input_layernorm: norm(b.pp("input_layernorm"))?,
-                q_proj: attn.pp("q_proj").linear_no_bias(hidden, hidden)?,
-                k_proj: attn.pp("k_proj").linear_no_bias(hidden, kv)?,
-                v_proj: attn.pp("v_proj").linear_no_bias(hidden, kv)?,
-                o_proj: attn.pp("o_proj").linear_no_bias(hidden, hidden)?,
+                q_proj: attn.pp("q_proj").any_linear_no_bias(hidden, hidden)?,
+                k_proj: attn.pp("k_proj").any_linear_no_bias(hidden, kv)?,
+                v_proj: attn.pp("v_proj").any_linear_no_bias(hidden, kv)?,
+                o_proj: attn.pp("o_proj").any_linear_no_bias(hidden, hidden)?,
                 post_attention_layernorm: norm(b.pp("post_attention_layernorm"))?,
-                gate_proj: mlp.pp("gate_proj").linear_no_bias(hidden, inner)?,
-                up_proj: mlp.pp("up_proj").linear_no_bias(hidden, inner)?,
-                down_proj: mlp.pp("down_proj").linear_no_bias(inner, hidden)?,
+                gate_proj: mlp.pp("gate_proj").any_linear_no_bias(hidden, inner)?,
+                up_proj: mlp.pp("up_proj").any_linear_no_bias(hidden, inner)?,
+                down_proj: mlp.pp("down_proj").any_linear_no_bias(inner, hidden)?,
             })
         };
         let embed_tokens = model.pp("embed_tokens").embedding(vocab, hidden)?;

@@ -1,16 +1,22 @@
-//! A folder with a trained model, as Hugging Face lays it out.
+//! A trained model: a folder as Hugging Face lays it out, or a GGUF file.
+
+mod gguf;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
+use lora::quant::QuantConfig;
 use lora::{LoraBuilder, LoraModel};
 
 use super::{BertConfig, CnnConfig, GanConfig, LlamaConfig, QNetworkConfig, VaeConfig, ViTConfig};
 use crate::meta::MetaConfig;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, data};
+
+use gguf::Gguf;
 
 /// The sizes of a model, as a `config.json` holds them.
 ///
@@ -47,9 +53,10 @@ read_by_serde!(
 );
 
 /// A folder with `model.safetensors`, `config.json` and, for a model that reads text,
-/// `tokenizer.json`.
+/// `tokenizer.json`; or a GGUF file, which holds all of that.
 ///
-/// The weights may be of any float type; the model gets them in f32.
+/// The weights may be of any float type, and in a GGUF file of any type that candle reads; the
+/// model gets them in f32 and under the names of transformers.
 ///
 /// ```
 /// let folder = course::data::folder().join("checkpoints/sotu-lm");
@@ -60,27 +67,37 @@ read_by_serde!(
 /// ```
 #[derive(Clone, Debug)]
 pub struct Pretrained {
-    folder: PathBuf,
+    source: Source,
     /// What to do about a damaged file.
     remedy: String,
 }
 
+#[derive(Clone, Debug)]
+enum Source {
+    Folder(PathBuf),
+    Gguf(Arc<Gguf>),
+}
+
+const WEIGHTS: &str = "model.safetensors";
+const GGUF: &str = "model.gguf";
+
 impl Pretrained {
-    /// The model of a folder, such as a clone of a repository of Hugging Face's hub.
+    /// The model of a folder, such as a clone of a repository of Hugging Face's hub; or of a GGUF
+    /// file of a Llama, such as `SmolLM2-135M-Instruct.Q4_1.gguf`, or of a folder with a `model.gguf`.
     ///
     /// # Errors
     ///
-    /// A folder without `config.json` or `model.safetensors`.
+    /// A folder without `config.json` or `model.safetensors`; a GGUF file of another kind of model.
     ///
     /// ```
     /// let error = course::models::Pretrained::open("no/such/folder").unwrap_err().to_string();
     /// assert!(error.starts_with("no/such/folder/config.json"));
     /// ```
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        Self::with_remedy(folder.as_ref(), "take another copy of it")
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::with_remedy(path.as_ref(), "take another copy of it")
     }
 
-    /// A model that `cargo course data fetch NAME` has fetched: `"minilm"`.
+    /// A model that `cargo course data fetch NAME` has fetched: `"minilm"` or `"smollm2"`.
     ///
     /// # Errors
     ///
@@ -95,14 +112,23 @@ impl Pretrained {
         Self::with_remedy(&data::fetched(name)?, &remedy)
     }
 
-    pub(super) fn with_remedy(folder: &Path, remedy: &str) -> Result<Self> {
-        for file in ["config.json", "model.safetensors"] {
-            let path = folder.join(file);
-            // Says what keeps it from being read.
-            std::fs::File::open(&path).map_err(Error::file(&path))?;
-        }
+    pub(super) fn with_remedy(path: &Path, remedy: &str) -> Result<Self> {
+        let is_gguf = path.extension().is_some_and(|kind| kind == "gguf");
+        let inside = path.join(GGUF);
+        let source = if is_gguf && path.is_file() {
+            Source::Gguf(Arc::new(Gguf::open(path)?))
+        } else if inside.is_file() && !path.join(WEIGHTS).exists() {
+            Source::Gguf(Arc::new(Gguf::open(&inside)?))
+        } else {
+            for file in ["config.json", WEIGHTS] {
+                let path = path.join(file);
+                // Says what keeps it from being read.
+                std::fs::File::open(&path).map_err(Error::file(&path))?;
+            }
+            Source::Folder(path.to_path_buf())
+        };
         Ok(Self {
-            folder: folder.to_path_buf(),
+            source,
             remedy: remedy.to_string(),
         })
     }
@@ -164,9 +190,46 @@ impl Pretrained {
         Ok((model, builder.variables()))
     }
 
+    /// As [`frozen`](Self::frozen), with the weights of the layers that take it in 4 bits, for
+    /// QLoRA: [`LoraBuilder::quantized`]. A [`Llama`](super::Llama)'s seven matrices in each layer
+    /// take it; its embedding does not.
+    ///
+    /// The weights are read and quantised one by one, so the model never stands in memory in full.
+    ///
+    /// # Errors
+    ///
+    /// As [`frozen`](Self::frozen) and [`lora::quant::quantize`].
+    ///
+    /// ```
+    /// use course::prelude::*;
+    /// use lora::quant::QuantConfig;
+    ///
+    /// let base = Checkpoint::open("sotu-lm")?;
+    /// let nf4 = QuantConfig::default();
+    /// let (llama, model) = base.quantized(&Device::Cpu, &nf4, Llama::new)?;
+    /// assert_eq!(model.parameter_count().all, llama.config().parameter_count());
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    pub fn quantized<C: ModelConfig, M>(
+        &self,
+        device: &Device,
+        quantization: &QuantConfig,
+        new: impl FnOnce(&C, &LoraBuilder<'static>) -> Result<M>,
+    ) -> Result<(M, LoraModel)> {
+        let builder = LoraBuilder::new(self.vb(device)?).quantized(*quantization);
+        let model = new(&self.config()?, &builder)?;
+        Ok((model, builder.model()?))
+    }
+
     fn vb(&self, device: &Device) -> Result<VarBuilder<'static>> {
-        let tensors = self.tensors(device)?.into_iter().collect();
-        Ok(VarBuilder::from_tensors(tensors, DType::F32, device))
+        match &self.source {
+            Source::Gguf(gguf) => Ok(gguf.vb(device)),
+            Source::Folder(_) => {
+                let bytes = self.read(WEIGHTS)?;
+                VarBuilder::from_buffered_safetensors(bytes, DType::F32, device)
+                    .map_err(|error| self.damaged(WEIGHTS, &error.to_string()))
+            }
+        }
     }
 
     /// The weights by name, in f32.
@@ -175,9 +238,12 @@ impl Pretrained {
     ///
     /// A file that cannot be read or is damaged.
     pub fn tensors(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-        let file = "model.safetensors";
-        let tensors = candle_core::safetensors::load_buffer(&self.read(file)?, device)
-            .map_err(|error| self.damaged(file, &error.to_string()))?;
+        if let Source::Gguf(gguf) = &self.source {
+            let tensor = |name: &String| Ok((name.clone(), gguf.tensor(name, device)?));
+            return gguf.names().map(tensor).collect();
+        }
+        let tensors = candle_core::safetensors::load_buffer(&self.read(WEIGHTS)?, device)
+            .map_err(|error| self.damaged(WEIGHTS, &error.to_string()))?;
         let wide = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(DType::F32)?));
         tensors.into_iter().map(wide).collect()
     }
@@ -188,20 +254,39 @@ impl Pretrained {
     ///
     /// A file that cannot be read or is of another kind of model.
     pub fn config<C: ModelConfig>(&self) -> Result<C> {
-        let file = "config.json";
-        C::from_json(&self.read(file)?).map_err(|error| self.damaged(file, &error.to_string()))
+        let (file, json) = match &self.source {
+            Source::Gguf(gguf) => (GGUF, gguf.config_json()?),
+            Source::Folder(_) => ("config.json", self.read("config.json")?),
+        };
+        C::from_json(&json).map_err(|error| self.damaged(file, &error.to_string()))
     }
 
     /// The tokenizer of a model that reads text.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read.
+    /// A file that cannot be read; a GGUF file whose tokenizer is of a kind that is not known.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::open(self.folder.join("tokenizer.json"))
+        match &self.source {
+            Source::Gguf(gguf) => Tokenizer::from_gguf(gguf.content()),
+            Source::Folder(folder) => Tokenizer::open(folder.join("tokenizer.json")),
+        }
     }
 
-    /// The size of `model.safetensors` in bytes.
+    /// How a model that was trained to chat wants its messages: the template of a GGUF file, of
+    /// `chat_template.jinja`, or of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    ///
+    /// A model without a template, or with one that is no Jinja.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        match &self.source {
+            Source::Gguf(gguf) => ChatTemplate::from_gguf(gguf.content()),
+            Source::Folder(folder) => ChatTemplate::open(folder),
+        }
+    }
+
+    /// The size of the file with the weights in bytes.
     ///
     /// # Errors
     ///
@@ -213,19 +298,27 @@ impl Pretrained {
     /// # Ok::<(), course::Error>(())
     /// ```
     pub fn weights_bytes(&self) -> Result<u64> {
-        let path = self.folder.join("model.safetensors");
+        let path = self.path_of(WEIGHTS);
         let metadata = std::fs::metadata(&path).map_err(Error::file(&path))?;
         Ok(metadata.len())
     }
 
     /// A file of the folder.
     pub(super) fn read(&self, file: &str) -> Result<Vec<u8>> {
-        let path = self.folder.join(file);
+        let path = self.path_of(file);
         std::fs::read(&path).map_err(Error::file(&path))
+    }
+
+    /// A file of the folder; the GGUF file holds all of them.
+    fn path_of(&self, file: &str) -> PathBuf {
+        match &self.source {
+            Source::Gguf(gguf) => gguf.path().to_path_buf(),
+            Source::Folder(folder) => folder.join(file),
+        }
     }
 
     /// The error of a file that is not what it should be.
     pub(super) fn damaged(&self, file: &str, problem: &str) -> Error {
-        Error::damaged(self.folder.join(file).display(), problem, &self.remedy)
+        Error::damaged(self.path_of(file).display(), problem, &self.remedy)
     }
 }
