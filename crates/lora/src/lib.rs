@@ -17,6 +17,7 @@ mod error;
 mod init;
 mod layer;
 mod linear;
+pub mod longlora;
 mod merge;
 mod model;
 pub mod ops;

@@ -287,6 +287,32 @@ impl Shuffled {
     }
 }
 
+/// So many batches of an epoch are sorted by length together.
+const SORTED_TOGETHER: usize = 8;
+
+/// The `count` places of one epoch in random order, those of similar length together.
+///
+/// Source: transformers' `group_by_length`.
+pub(super) fn by_similar_length(
+    count: usize,
+    batch: usize,
+    length: impl Fn(usize) -> usize,
+    rng: &mut Rng,
+) -> Vec<usize> {
+    let mut order = rng.permutation(count);
+    let mut grouped = Vec::with_capacity(order.len());
+    for part in order.chunks_mut(batch * SORTED_TOGETHER) {
+        part.sort_by_key(|&place| length(place));
+        let batches: Vec<&[usize]> = part.chunks(batch).collect();
+        // What does not fill a batch stays at the end.
+        let full = part.len() / batch;
+        let mut places = rng.permutation(full);
+        places.extend(full..batches.len());
+        grouped.extend(places.into_iter().flat_map(|place| batches[place]));
+    }
+    grouped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

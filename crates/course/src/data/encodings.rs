@@ -1,14 +1,11 @@
 //! Texts as token ids, and endless, seeded batches of them.
 
-use super::batches::{Checked, Shuffled, next_of};
+use super::batches::{Checked, Shuffled, by_similar_length, next_of};
 use super::refused;
+use crate::Result;
 use crate::tokenizer::{Precomputed, TextBatch, Tokenizer};
-use crate::{Result, rng::Rng};
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
-
-/// So many batches of an epoch are sorted by length together.
-const SORTED_TOGETHER: usize = 8;
 
 /// Texts as token ids, for an encoder. A clone shares the ids.
 ///
@@ -289,22 +286,6 @@ impl Encodings {
         order.sort_by_key(|&place| self.ids[place].len());
         order
     }
-
-    /// The places of one epoch.
-    fn epoch(&self, batch: usize, rng: &mut Rng) -> Vec<usize> {
-        let mut order = rng.permutation(self.len());
-        let mut grouped = Vec::with_capacity(order.len());
-        for part in order.chunks_mut(batch * SORTED_TOGETHER) {
-            part.sort_by_key(|&place| self.ids[place].len());
-            let batches: Vec<&[usize]> = part.chunks(batch).collect();
-            // What does not fill a batch stays at the end.
-            let full = part.len() / batch;
-            let mut places = rng.permutation(full);
-            places.extend(full..batches.len());
-            grouped.extend(places.into_iter().flat_map(|place| batches[place]));
-        }
-        grouped
-    }
 }
 
 impl Rows {
@@ -348,7 +329,10 @@ impl Iterator for TextBatches {
 impl Picks {
     fn next(&mut self) -> Result<(TextBatch, Tensor)> {
         let (texts, batch) = (&self.texts, self.batch);
-        let places = self.order.next(batch, |rng| Ok(texts.epoch(batch, rng)))?;
+        let length = |place: usize| texts.ids[place].len();
+        let places = self.order.next(batch, |rng| {
+            Ok(by_similar_length(texts.len(), batch, length, rng))
+        })?;
         let targets = super::rows(&self.targets, &places)?;
         Ok((texts.batch(&places)?, targets))
     }

@@ -3,10 +3,12 @@
 //! - [`digits`](fn@digits): handwritten digits, 8 × 8 pixels;
 //! - [`fashion`](fn@fashion): photographs of clothing, 28 × 28 pixels, as [`Images`];
 //! - [`text`](fn@text): three kinds of English, each with a part that is held out;
+//! - [`dialogue`](fn@dialogue): one of them as chats;
 //! - [`emoji`](fn@emoji) and [`declaration`](fn@declaration): the same texts in eight languages;
 //! - [`sentiment`](fn@sentiment): praise and blame in four domains, as [`TextSet`];
 //! - [`newsgroups`](fn@newsgroups) and [`newswire`](fn@newswire): texts by their topic;
 //! - [`Tokens`]: a stream of token ids, cut into windows for a language model;
+//! - [`Sequences`]: chats or texts of their own, for its fine-tuning;
 //! - [`Encodings`]: texts as token ids, in batches for an encoder;
 //! - [`Labelled`]: the same with a class each; [`rows`](fn@rows): rows of a tensor by their places;
 //! - [`fetched`](fn@fetched): the folder of what is too large to be committed.
@@ -15,6 +17,7 @@
 //! `data/manifest.toml`; `cargo course data list` shows them.
 
 mod batches;
+mod dialogue;
 mod digits;
 mod encodings;
 mod fashion;
@@ -22,11 +25,13 @@ mod fetched;
 mod labelled;
 mod languages;
 mod sentiment;
+mod sequences;
 mod text;
 mod texts;
 mod topics;
 
 pub use batches::{ImageBatches, TokenBatches, Tokens};
+pub use dialogue::{Dialogue, dialogue};
 pub use digits::{Digits, digits};
 pub use encodings::{Encodings, TextBatches};
 pub use fashion::{FASHION_NAMES, Fashion, Images, fashion};
@@ -34,6 +39,7 @@ pub use fetched::fetched;
 pub use labelled::Labelled;
 pub use languages::{EMOJI_GROUPS, Emoji, LANGUAGES, declaration, emoji};
 pub use sentiment::{DOMAINS, SENTIMENT_NAMES, sentiment};
+pub use sequences::{SequenceBatches, Sequences};
 pub use text::{Corpus, text};
 pub use texts::{TextSet, Texts};
 pub use topics::{NEWSGROUP_NAMES, NEWSWIRE_NAMES, newsgroups, newswire};

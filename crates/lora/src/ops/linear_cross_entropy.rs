@@ -20,7 +20,8 @@ use crate::Result;
 /// [`cross_entropy`] of [`linear()`] would hold the logits, their gradient, and what candle adds it
 /// to: for 256 tokens and a vocabulary of 49,152 that is 50 MB each. This takes some rows at a time
 /// and computes the gradients that are needed on the way: with g = (softmax − one-hot) / n,
-/// dx = g W, and dW = gᵀ x where W trains, such as an embedding that is the output layer too.
+/// dx = g W, and dW = gᵀ x where W trains, such as an embedding that is the output layer too. Rows
+/// whose target is [`IGNORE_INDEX`](super::IGNORE_INDEX) cost nothing.
 ///
 /// # Shapes
 ///
@@ -79,16 +80,16 @@ const AT_ONCE: usize = 1 << 23;
 
 impl LinearCrossEntropy {
     /// The sum of the losses of some rows; their logits become what the gradient is made of.
-    fn rows<T: Real>(&self, first: usize, logits: &mut [T], classes: usize) -> f64 {
-        let each = rows_each(logits.len() / classes, classes);
+    fn rows<T: Real>(&self, targets: &[usize], logits: &mut [T], classes: usize) -> f64 {
+        let each = rows_each(targets.len(), classes);
         let scale = T::of(1.0 / self.count as f64);
         let losses = logits.par_chunks_mut(each * classes).enumerate();
         let losses = losses.map(|(chunk, logits)| {
             vectorised!(|| {
                 let mut loss = 0.0;
-                for (row, logits) in logits.chunks_mut(classes).enumerate() {
-                    let target = self.targets[first + chunk * each + row];
-                    loss += row_loss(logits, target, scale);
+                let targets = &targets[chunk * each..];
+                for (logits, target) in logits.chunks_mut(classes).zip(targets) {
+                    loss += row_loss(logits, *target, scale);
                 }
                 loss
             })
@@ -99,6 +100,33 @@ impl LinearCrossEntropy {
 
     /// The loss and the gradients of x and of W, which are empty where they are not wanted.
     fn forward<T: Real>(&self, x: &[T], w: Matrix<'_, T>) -> (T, Vec<T>, Vec<T>) {
+        let targets: Vec<usize> = self.targets.iter().copied().flatten().collect();
+        if targets.len() == self.targets.len() {
+            return self.forward_counted(x, w, &targets);
+        }
+        // Only the rows that count, side by side, and their gradients back to where they were.
+        let inputs = w.cols;
+        let places = || {
+            (0..)
+                .zip(&self.targets)
+                .filter_map(|(row, t)| t.map(|_| row))
+        };
+        let row = |row: usize| row * inputs..(row + 1) * inputs;
+        let kept: Vec<T> = places().flat_map(|place| &x[row(place)]).copied().collect();
+        let (loss, of_kept, dw) = self.forward_counted(&kept, w, &targets);
+        let mut dx = vec![T::zero(); if self.for_x { x.len() } else { 0 }];
+        for (of_kept, place) in of_kept.chunks(inputs.max(1)).zip(places()) {
+            dx[row(place)].copy_from_slice(of_kept);
+        }
+        (loss, dx, dw)
+    }
+
+    fn forward_counted<T: Real>(
+        &self,
+        x: &[T],
+        w: Matrix<'_, T>,
+        targets: &[usize],
+    ) -> (T, Vec<T>, Vec<T>) {
         let (rows, inputs, classes) = (x.len() / w.cols.max(1), w.cols, w.rows);
         let most = (AT_ONCE / classes.max(1)).max(16);
         let each = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
@@ -115,7 +143,7 @@ impl LinearCrossEntropy {
                     product(logits, classes, T::zero(), T::one(), x, w.t());
                 })
             };
-            loss += self.rows(first, &mut logits, classes);
+            loss += self.rows(&targets[first..][..count], &mut logits, classes);
             let g = Matrix::new(&logits, count, classes);
             if self.for_x {
                 let dx = &mut dx[first * inputs..][..count * inputs];
@@ -131,13 +159,9 @@ impl LinearCrossEntropy {
     }
 }
 
-/// −log softmax(z)\[target\]; z becomes (softmax(z) − one-hot) · scale, or 0 without a target.
+/// −log softmax(z)\[target\]; z becomes (softmax(z) − one-hot) · scale.
 #[inline(always)]
-fn row_loss<T: Real>(z: &mut [T], target: Option<usize>, scale: T) -> f64 {
-    let Some(target) = target else {
-        z.fill(T::zero());
-        return 0.0;
-    };
+fn row_loss<T: Real>(z: &mut [T], target: usize, scale: T) -> f64 {
     let chosen = z[target];
     let top = largest(z);
     for z in z.iter_mut() {
@@ -208,7 +232,7 @@ mod tests {
     #[test]
     fn a_row_has_no_number_below_the_normal_ones() {
         let mut z: Vec<f32> = (0..200).map(|i| -(i as f32)).collect();
-        let loss = row_loss(&mut z, Some(3), 1.0);
+        let loss = row_loss(&mut z, 3, 1.0);
         let total: f64 = (0..200).map(|i| f64::from(-i).exp()).sum();
         assert!((loss - (3.0 + total.ln())).abs() < 1e-6);
         for (i, z) in (0..200).zip(z) {
@@ -217,7 +241,7 @@ mod tests {
             assert!((f64::from(z) - want).abs() < 1e-7, "{i}: {z:e}");
         }
         let mut z = [0.0f32, f32::NAN];
-        row_loss(&mut z, Some(0), 1.0);
+        row_loss(&mut z, 0, 1.0);
         assert!(z[1].is_nan());
     }
 }

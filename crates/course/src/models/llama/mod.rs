@@ -6,6 +6,7 @@ mod generate;
 use std::fmt;
 
 use candle_core::{DType, Device, Module, Tensor};
+use lora::longlora::ShiftedAttention;
 use lora::ops::{self, AttentionMask};
 use lora::{LoraAnyLinear, LoraBuilder, LoraEmbedding, LoraLinear};
 
@@ -63,6 +64,17 @@ pub struct Llama {
     lm_head: Option<LoraLinear>,
     cos: Tensor,
     sin: Tensor,
+    /// Attention while training, where it is not full.
+    shifted: Option<ShiftedAttention>,
+}
+
+/// How a text goes through the layers.
+struct Pass<'a> {
+    config: &'a LlamaConfig,
+    /// cos and sin of its positions.
+    rotation: (Tensor, Tensor),
+    train: bool,
+    shifted: Option<ShiftedAttention>,
 }
 
 #[derive(Debug)]
@@ -122,6 +134,39 @@ impl Llama {
             config: config.clone(),
             cos: cos.to_dtype(dtype)?,
             sin: sin.to_dtype(dtype)?,
+            shifted: None,
+        })
+    }
+
+    /// The same model with LongLoRA's attention in groups while it trains; without training its
+    /// attention stays full.
+    ///
+    /// ```
+    /// use course::prelude::*;
+    /// use lora::longlora::ShiftedAttention;
+    ///
+    /// let (llama, _) = Checkpoint::open("sotu-lm")?.frozen(&Device::Cpu, Llama::new)?;
+    /// let llama = llama.shifted(ShiftedAttention::new(4)?);
+    /// let ids = Tensor::arange(0u32, 16, &Device::Cpu)?.unsqueeze(0)?;
+    /// let [full, grouped] = [false, true].map(|train| llama.forward_t(&ids, train));
+    /// let (full, grouped) = (full?.get(0)?, grouped?.get(0)?);
+    /// let off = |token| (full.get(token)? - grouped.get(token)?)?.abs()?.max_all()?.to_scalar::<f32>();
+    /// assert!(off(0)? < 1e-5 && off(15)? > 1e-2);
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    #[must_use]
+    pub fn shifted(mut self, attention: ShiftedAttention) -> Self {
+        self.shifted = Some(attention);
+        self
+    }
+
+    /// A pass over `length` tokens that come after `first` others.
+    fn pass(&self, first: usize, length: usize, train: bool) -> Result<Pass<'_>> {
+        Ok(Pass {
+            config: &self.config,
+            rotation: self.rotation(first, length)?,
+            train,
+            shifted: self.shifted.filter(|_| train),
         })
     }
 
@@ -146,13 +191,14 @@ impl Llama {
         }
     }
 
-    /// The mean cross entropy of the tokens `next`, one for each of `ids`.
+    /// The mean cross entropy of the tokens `next`, one for each of `ids`; where `next` is of i64,
+    /// those that are [`IGNORE_INDEX`](ops::IGNORE_INDEX) do not count.
     ///
     /// With a tied or unadapted output layer the logits are never held in memory as a whole.
     ///
     /// # Shapes
     ///
-    /// Both [batch, length]; → a number.
+    /// Both [batch, length], `next` of u32 or i64; → a number.
     ///
     /// # Errors
     ///
@@ -172,8 +218,9 @@ impl Llama {
         }
     }
 
-    /// The mean cross entropy of all tokens in `windows`, in nats: what
-    /// [`Tokens::windows`](crate::data::Tokens::windows) of held-out text gives. No dropout.
+    /// The mean cross entropy of all tokens that count in `windows`, in nats: what
+    /// [`Tokens::windows`](crate::data::Tokens::windows) of held-out text gives, or
+    /// [`Sequences::in_order`](crate::data::Sequences::in_order) of held-out chats. No dropout.
     ///
     /// # Errors
     ///
@@ -181,7 +228,7 @@ impl Llama {
     pub fn held_out_loss(&self, windows: &[(Tensor, Tensor)]) -> Result<f64> {
         let (mut sum, mut tokens) = (0.0, 0.0);
         for (ids, next) in windows {
-            let count = ids.elem_count() as f64;
+            let count = counted(next)?;
             let loss = self.loss(ids, next, false)?.to_dtype(DType::F64)?;
             sum += count * loss.to_scalar::<f64>()?;
             tokens += count;
@@ -213,11 +260,11 @@ impl Llama {
         let (_, length) = ids.dims2()?;
         let first = cache.as_ref().map_or(0, |cache| cache.length());
         let mut slots = cache.map(Cache::slots);
-        let rotation = self.rotation(first, length)?;
+        let pass = self.pass(first, length, train)?;
         let mut h = self.embed_tokens.forward(ids)?;
         for (number, layer) in self.layers.iter().enumerate() {
             let slot = slots.as_mut().map(|slots| &mut slots[number]);
-            h = layer.forward(&self.config, &h, &rotation, train, slot)?;
+            h = layer.forward(&pass, &h, slot)?;
         }
         Ok(ops::rms_norm(&h, &self.norm, self.config.rms_norm_eps)?)
     }
@@ -234,12 +281,12 @@ impl Llama {
     /// As [`forward_t`](Self::forward_t).
     pub fn attentions(&self, ids: &Tensor) -> Result<Vec<Tensor>> {
         let (_, length) = ids.dims2()?;
-        let rotation = self.rotation(0, length)?;
+        let pass = self.pass(0, length, false)?;
         let mut h = self.embed_tokens.forward(ids)?;
         let mut maps = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            maps.push(layer.attention_map(&self.config, &h, &rotation)?);
-            h = layer.forward(&self.config, &h, &rotation, false, None)?;
+            maps.push(layer.attention_map(&pass, &h)?);
+            h = layer.forward(&pass, &h, None)?;
         }
         Ok(maps)
     }
@@ -272,58 +319,53 @@ impl Llama {
 
 impl Layer {
     /// q, k and v of normed inputs, q and k turned to their positions.
-    fn project(
-        &self,
-        config: &LlamaConfig,
-        n: &Tensor,
-        (cos, sin): &(Tensor, Tensor),
-        train: bool,
-    ) -> Result<[Tensor; 3]> {
+    fn project(&self, pass: &Pass<'_>, n: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, length, _) = n.dims3()?;
+        let (config, (cos, sin)) = (pass.config, &pass.rotation);
         let heads = |x: Tensor, count: usize| x.reshape((batch, length, count, config.head_dim()));
         let (all, kv) = (config.num_attention_heads, config.num_key_value_heads);
-        let q = heads(self.q_proj.forward_t(n, train)?, all)?;
-        let k = heads(self.k_proj.forward_t(n, train)?, kv)?;
-        let v = heads(self.v_proj.forward_t(n, train)?, kv)?;
+        let q = heads(self.q_proj.forward_t(n, pass.train)?, all)?;
+        let k = heads(self.k_proj.forward_t(n, pass.train)?, kv)?;
+        let v = heads(self.v_proj.forward_t(n, pass.train)?, kv)?;
         Ok([ops::rope(&q, cos, sin)?, ops::rope(&k, cos, sin)?, v])
     }
 
     fn forward(
         &self,
-        config: &LlamaConfig,
+        pass: &Pass<'_>,
         h: &Tensor,
-        rotation: &(Tensor, Tensor),
-        train: bool,
         slot: Option<&mut generate::Slot>,
     ) -> Result<Tensor> {
-        let (eps, scale) = (config.rms_norm_eps, config.attention_scale());
+        let (eps, scale) = (pass.config.rms_norm_eps, pass.config.attention_scale());
         let n = ops::rms_norm(h, &self.input_layernorm, eps)?;
-        let [q, mut k, mut v] = self.project(config, &n, rotation, train)?;
+        let [q, mut k, mut v] = self.project(pass, &n)?;
         if let Some(slot) = slot {
             (k, v) = slot.appended(&k, &v)?;
         }
-        // A single new token sees all that came before.
-        let mask = AttentionMask {
-            causal: q.dim(1)? > 1,
-            masks: &[],
+        let mixed = match &pass.shifted {
+            Some(shifted) => shifted.attention(&q, &k, &v, scale)?,
+            None => {
+                // A single new token sees all that came before.
+                let mask = AttentionMask {
+                    causal: q.dim(1)? > 1,
+                    masks: &[],
+                };
+                ops::attention(&q, &k, &v, scale, &mask)?
+            }
         };
-        let mixed = ops::attention(&q, &k, &v, scale, &mask)?.flatten_from(2)?;
-        let h = (h + self.o_proj.forward_t(&mixed, train)?)?;
+        let mixed = mixed.flatten_from(2)?;
+        let h = (h + self.o_proj.forward_t(&mixed, pass.train)?)?;
 
         let n = ops::rms_norm(&h, &self.post_attention_layernorm, eps)?;
-        let gate = self.gate_proj.forward_t(&n, train)?;
-        let inner = ops::swiglu(&gate, &self.up_proj.forward_t(&n, train)?)?;
-        Ok((h + self.down_proj.forward_t(&inner, train)?)?)
+        let gate = self.gate_proj.forward_t(&n, pass.train)?;
+        let inner = ops::swiglu(&gate, &self.up_proj.forward_t(&n, pass.train)?)?;
+        Ok((h + self.down_proj.forward_t(&inner, pass.train)?)?)
     }
 
-    fn attention_map(
-        &self,
-        config: &LlamaConfig,
-        h: &Tensor,
-        rotation: &(Tensor, Tensor),
-    ) -> Result<Tensor> {
+    fn attention_map(&self, pass: &Pass<'_>, h: &Tensor) -> Result<Tensor> {
+        let config = pass.config;
         let n = ops::rms_norm(h, &self.input_layernorm, config.rms_norm_eps)?;
-        let [q, k, _] = self.project(config, &n, rotation, false)?;
+        let [q, k, _] = self.project(pass, &n)?;
         let (batch, length, heads, dim) = q.dims4()?;
         let kv = config.num_key_value_heads;
         // Each key head serves as many query heads.
@@ -339,6 +381,15 @@ impl fmt::Display for Llama {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.config, f)
     }
+}
+
+/// How many targets count.
+fn counted(next: &Tensor) -> Result<f64> {
+    if next.dtype() != DType::I64 {
+        return Ok(next.elem_count() as f64);
+    }
+    let counts = next.ne(ops::IGNORE_INDEX)?.to_dtype(DType::F64)?;
+    Ok(counts.sum_all()?.to_scalar()?)
 }
 
 /// cos and sin of position · θ^(−2i / `head_dim`): [`max_position_embeddings`, `head_dim` / 2].

@@ -49,6 +49,26 @@ fn logits_are_those_of_transformers_and_peft() {
 }
 
 #[test]
+fn what_does_not_count_is_not_in_the_loss() {
+    let ids = case()["input"].to_dtype(DType::U32).unwrap();
+    let (llama, _) = model(true);
+    let (rows, length) = ids.dims2().unwrap();
+    let next = ids.to_dtype(DType::I64).unwrap();
+    let ignored = Tensor::full(ops::IGNORE_INDEX, (rows, length - 2), &Device::Cpu).unwrap();
+    let two = Tensor::cat(&[ignored, next.narrow(1, length - 2, 2).unwrap()], 1).unwrap();
+    let (all, two) = ((ids.clone(), next), (ids.clone(), two));
+    let number = |t: &Tensor| f64::from(t.to_scalar::<f32>().unwrap());
+    let logits = llama.forward_t(&ids, false).unwrap();
+    let want = number(&ops::cross_entropy(&logits, &two.1).unwrap());
+    assert!((number(&llama.loss(&two.0, &two.1, false).unwrap()) - want).abs() < 1e-6);
+    // A window counts by its targets.
+    let whole = number(&llama.loss(&all.0, &all.1, false).unwrap());
+    let mean = (2.0 * want + length as f64 * whole) / (2 + length) as f64;
+    let got = llama.held_out_loss(&[two, all]).unwrap();
+    assert!((got - mean).abs() < 1e-6, "{got} for {mean}");
+}
+
+#[test]
 fn the_loss_is_the_cross_entropy_of_the_logits() {
     let ids = case()["input"].to_dtype(DType::U32).unwrap();
     for tied in [false, true] {
@@ -103,6 +123,28 @@ fn what_does_not_fit_is_refused() {
         config.unwrap_err().to_string()
     };
     assert!(with("\"rope_type\": \"default\"", "\"rope_type\": \"llama3\"").contains("scaled"));
+    for (from, to, said) in [
+        (
+            "\"model_type\": \"llama\"",
+            "\"model_type\": \"qwen2\"",
+            "\"qwen2\"",
+        ),
+        (
+            "\"hidden_act\": \"silu\"",
+            "\"hidden_act\": \"gelu\"",
+            "\"gelu\"",
+        ),
+        (
+            "\"attention_bias\": false",
+            "\"attention_bias\": true",
+            "biases",
+        ),
+        ("\"mlp_bias\": false", "\"mlp_bias\": true", "biases"),
+        ("\"head_dim\": 4", "\"head_dim\": 8", "head_dim is 8"),
+    ] {
+        let error = with(from, to);
+        assert!(error.contains(said), "{error}");
+    }
     let heads = with("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3");
     assert!(
         heads.contains("multiple of num_key_value_heads = 3"),
@@ -224,11 +266,11 @@ fn attention_maps_are_what_the_attention_mixes_with() {
     assert_eq!(maps.len(), llama.config().num_hidden_layers);
 
     let length = ids.dim(1).unwrap();
-    let rotation = llama.rotation(0, length).unwrap();
+    let pass = llama.pass(0, length, false).unwrap();
     let (layer, config) = (&llama.layers[0], llama.config());
     let h = llama.embed_tokens.forward(&ids).unwrap();
     let n = ops::rms_norm(&h, &layer.input_layernorm, config.rms_norm_eps).unwrap();
-    let [q, k, v] = layer.project(config, &n, &rotation, false).unwrap();
+    let [q, k, v] = layer.project(&pass, &n).unwrap();
     let mask = AttentionMask {
         causal: true,
         masks: &[],
