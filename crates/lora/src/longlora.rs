@@ -25,9 +25,9 @@
 //!
 //! Source: Chen et al. 2023, arXiv:2309.12307, sections 3.2 and 3.3.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
-use crate::ops::{AttentionMask, attention};
+use crate::ops::{AttentionMask, Groups, attention, grouped_attention};
 use crate::{Error, Result};
 
 /// Whether LongLoRA trains the base's tensor of this name, beside the adapters: those of norms and
@@ -148,101 +148,38 @@ impl ShiftedAttention {
         if heads < 2 || kv_heads == 0 || v_heads != kv_heads || !heads.is_multiple_of(kv_heads) {
             return refuse("two heads or more, a multiple of k's and v's");
         }
-        let wraps = self.ends == Ends::Wrapped;
-        if wraps && !length.is_multiple_of(self.group_size) {
+        let groups = Groups {
+            size: self.group_size,
+            shifted_from: heads / 2,
+        };
+        if self.ends == Ends::Apart {
+            return grouped_attention((q, k, v), scale, groups);
+        }
+        if !length.is_multiple_of(self.group_size) {
             return refuse("with Ends::Wrapped, a length that is a multiple of the group");
         }
-        let still = heads / 2;
-        let (first, second) = split(still, heads, [q, k, v])?;
-        let half = self.group_size / 2;
-        let first = self.grouped(0, &first, scale)?;
-        let second = match wraps {
-            false => self.grouped(half, &second, scale)?,
-            true => {
-                let rolled = second.each_ref().map(|t| rolled(t, half));
-                let [q, k, v] = rolled;
-                let y = self.grouped(0, &[q?, k?, v?], scale)?;
-                rolled_back(&y, half)?
-            }
-        };
-        Ok(Tensor::cat(&[first, second], 2)?)
-    }
-
-    /// Causal attention in groups, the first of them of `offset` tokens if that is not 0.
-    fn grouped(&self, offset: usize, [q, k, v]: &[Tensor; 3], scale: f64) -> Result<Tensor> {
-        let (length, size) = (q.dims()[1], self.group_size);
-        let offset = offset.min(length);
-        let full = (length - offset) / size;
-        let rest = length - offset - full * size;
+        let hidden = self.wrapped(heads, length, q.device())?;
         let mask = AttentionMask {
-            causal: true,
-            masks: &[],
+            causal: false,
+            masks: &[&hidden],
         };
-        let mut parts = Vec::with_capacity(3);
-        for (start, count, size) in [
-            (0, 1, offset),
-            (offset, full, size),
-            (length - rest, 1, rest),
-        ] {
-            if count * size == 0 {
-                continue;
-            }
-            // Groups become texts of their own.
-            let groups = |t: &Tensor| -> Result<Tensor> {
-                let (batch, _, heads, dim) = t.dims4()?;
-                let part = t.narrow(1, start, count * size)?;
-                Ok(part.reshape((batch * count, size, heads, dim))?)
-            };
-            let y = attention(&groups(q)?, &groups(k)?, &groups(v)?, scale, &mask)?;
-            let (_, _, heads, dim) = y.dims4()?;
-            parts.push(y.reshape((q.dims()[0], count * size, heads, dim))?);
-        }
-        match <[Tensor; 1]>::try_from(parts) {
-            Ok([only]) => Ok(only),
-            Err(parts) => Ok(Tensor::cat(&parts, 1)?),
-        }
+        attention(q, k, v, scale, &mask)
     }
-}
 
-/// The heads before `still` and those from it on, each with its keys and values.
-fn split(
-    still: usize,
-    heads: usize,
-    [q, k, v]: [&Tensor; 3],
-) -> Result<([Tensor; 3], [Tensor; 3])> {
-    let each = heads / k.dims()[2];
-    // Where the cut goes through the heads of one key, every head gets a key of its own.
-    let (k, v, each) = match still.is_multiple_of(each) {
-        true => (k.clone(), v.clone(), each),
-        false => (repeated(k, each)?, repeated(v, each)?, 1),
-    };
-    let part = |first: usize, count: usize| -> Result<[Tensor; 3]> {
-        Ok([
-            q.narrow(2, first, count)?,
-            k.narrow(2, first / each, count / each)?,
-            v.narrow(2, first / each, count / each)?,
-        ])
-    };
-    Ok((part(0, still)?, part(still, heads - still)?))
-}
-
-/// Every head `times` times, side by side.
-fn repeated(t: &Tensor, times: usize) -> Result<Tensor> {
-    let (batch, length, heads, dim) = t.dims4()?;
-    let t = t.unsqueeze(3)?;
-    let t = t.broadcast_as((batch, length, heads, times, dim))?;
-    Ok(t.reshape((batch, length, heads * times, dim))?)
-}
-
-/// The text from token `by` on, and what came before it behind.
-fn rolled(t: &Tensor, by: usize) -> Result<Tensor> {
-    let rest = t.dims()[1] - by;
-    Ok(Tensor::cat(
-        &[t.narrow(1, by, rest)?, t.narrow(1, 0, by)?],
-        1,
-    )?)
-}
-
-fn rolled_back(t: &Tensor, by: usize) -> Result<Tensor> {
-    rolled(t, t.dims()[1] - by)
+    /// 1 where a query must not look: (1, heads, L, L).
+    fn wrapped(&self, heads: usize, length: usize, device: &Device) -> Result<Tensor> {
+        // The shifted heads see the text rolled by half a group.
+        let place = |head: usize, token: usize| match head < heads / 2 {
+            true => token,
+            false => (token + length - self.group_size / 2) % length,
+        };
+        let hides = |head, query, key| {
+            let (query, key) = (place(head, query), place(head, key));
+            u8::from(key > query || key / self.group_size != query / self.group_size)
+        };
+        let rows = (0..heads).flat_map(|head| (0..length).map(move |query| (head, query)));
+        let hidden =
+            rows.flat_map(|(head, query)| (0..length).map(move |key| hides(head, query, key)));
+        Ok(Tensor::from_iter(hidden, device)?.reshape((1, heads, length, length))?)
+    }
 }

@@ -62,6 +62,9 @@ fn it_is_attention_with_its_mask_forward_and_backward() {
         (5, 2, 2, 8, Ends::Apart),
         (3, 2, 2, 8, Ends::Apart),
         (1, 2, 2, 2, Ends::Apart),
+        // Groups that are no multiple of a tile of queries, and larger than one.
+        (300, 2, 1, 96, Ends::Apart),
+        (300, 4, 4, 200, Ends::Apart),
         (16, 9, 3, 4, Ends::Wrapped),
         (8, 2, 2, 8, Ends::Wrapped),
     ] {
@@ -70,6 +73,10 @@ fn it_is_attention_with_its_mask_forward_and_backward() {
         let v = random((2, length, kv_heads, 3), 3);
         let shifted = ShiftedAttention::new(group).unwrap().with_ends(ends);
         let got = shifted.attention(&q, &k, &v, SCALE).unwrap();
+        let half = [&q, &k, &v].map(|t| t.as_tensor().to_dtype(DType::F16).unwrap());
+        let half = shifted
+            .attention(&half[0], &half[1], &half[2], SCALE)
+            .unwrap();
         let hidden = mask(length, heads, group, ends == Ends::Wrapped);
         let wanted = AttentionMask {
             causal: false,
@@ -78,6 +85,9 @@ fn it_is_attention_with_its_mask_forward_and_backward() {
         let want = attention(&q, &k, &v, SCALE, &wanted).unwrap();
         let case = format!("{length} tokens, {heads} and {kv_heads} heads, {group}, {ends:?}");
         assert!(gap(&got, &want) < 1e-12, "{case}");
+        // In half precision it is made of candle's own operations.
+        let half = half.to_dtype(DType::F64).unwrap();
+        assert!(gap(&half, &want) < 5e-3, "{case} in f16");
         let weights = random((2, length, heads, 3), 4);
         let loss = |y: &Tensor| (y * weights.as_tensor()).unwrap().sum_all().unwrap();
         let got = loss(&got).backward().unwrap();

@@ -32,7 +32,9 @@ mod softmax;
 pub use activation::{gelu, gelu_erf, relu, silu, swiglu};
 pub(crate) use adamw::Moments;
 pub use attention::{AttentionMask, attention, packed_attention};
-pub(crate) use attention::{attention_with_weights, flat_attention, flat_packed_attention};
+pub(crate) use attention::{
+    Groups, attention_with_weights, flat_attention, flat_packed_attention, grouped_attention,
+};
 pub(crate) use convolution::{How, convolution, convolution_shares};
 pub use convolution::{conv1d, conv2d, lora_conv2d};
 pub use cross_entropy::{IGNORE_INDEX, cross_entropy};

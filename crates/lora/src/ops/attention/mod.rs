@@ -7,7 +7,7 @@ pub(crate) use composed::attention_with_weights;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Shape, Tensor, bail};
 use num_traits::Zero;
 
 use super::cpu::{Real, for_real, one_pass, read, stored, tensor, written};
@@ -91,6 +91,11 @@ pub fn attention(
     scale: f64,
     mask: &AttentionMask<'_>,
 ) -> Result<Tensor> {
+    attend(Given::Apart(q, k, v), checked(q, k, v)?, scale, mask, None)
+}
+
+/// The sizes of queries, keys and values that fit each other.
+fn checked(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
     let refuse = |wants: String| {
         let given = given(&[("q", q), ("k", k), ("v", v)]);
         let op = "attention";
@@ -122,7 +127,7 @@ pub fn attention(
             return refuse("all must be on one device".to_string());
         }
     }
-    let sizes = Sizes {
+    Ok(Sizes {
         batch,
         queries,
         keys,
@@ -130,8 +135,58 @@ pub fn attention(
         kv_heads,
         dim,
         value_dim,
+    })
+}
+
+/// Groups of tokens, each of which sees those of its own group that are not later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Groups {
+    /// Tokens in a group; the first one and the last one may have fewer.
+    pub size: usize,
+    /// The groups of the heads from this one on begin half a group later.
+    pub shifted_from: usize,
+}
+
+impl Groups {
+    /// The first token of a query's group, and the first one behind it.
+    fn of(self, head: usize, query: usize) -> (usize, usize) {
+        let shift = if head < self.shifted_from {
+            0
+        } else {
+            self.size / 2
+        };
+        let first = (query + shift) / self.size * self.size;
+        (first.saturating_sub(shift), first + self.size - shift)
+    }
+
+    /// 1 where the key lies before the query's group: (1, heads, L, S).
+    fn earlier(self, sizes: &Sizes, device: &Device) -> Result<Tensor> {
+        let Sizes {
+            heads,
+            queries,
+            keys,
+            ..
+        } = *sizes;
+        let places = (0..heads).flat_map(|head| (0..queries).map(move |query| (head, query)));
+        let firsts = places.map(|(head, query)| self.of(head, query).0 as u32);
+        let firsts = Tensor::from_iter(firsts, device)?.reshape((1, heads, queries, 1))?;
+        let keys = Tensor::arange(0u32, keys as u32, device)?.reshape((1, 1, 1, keys))?;
+        Ok(keys.broadcast_lt(&firsts)?)
+    }
+}
+
+/// [`attention`] with a causal mask inside of groups: what lies between them costs nothing.
+pub(crate) fn grouped_attention(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    scale: f64,
+    groups: Groups,
+) -> Result<Tensor> {
+    let sizes = checked(q, k, v)?;
+    let mask = AttentionMask {
+        causal: true,
+        masks: &[],
     };
-    attend(Given::Apart(q, k, v), sizes, scale, mask)
+    attend(Given::Apart(q, k, v), sizes, scale, &mask, Some(groups))
 }
 
 /// [`attention`] of queries, keys and values that one projection gives.
@@ -184,7 +239,7 @@ pub fn packed_attention(
         return refuse("it must hold floats, and every size be at least 1".to_string());
     }
     let sizes = Sizes::packed([batch, queries, dim], (heads, kv_heads));
-    attend(Given::Packed(qkv), sizes, scale, mask)
+    attend(Given::Packed(qkv), sizes, scale, mask, None)
 }
 
 /// [`attention`] of (batch, length, heads · dim), as projections give them; nothing is checked
@@ -206,7 +261,7 @@ pub(crate) fn flat_attention(
         dim: features / heads,
         value_dim: values / kv_heads,
     };
-    attend(Given::Apart(q, k, v), sizes, scale, mask)
+    attend(Given::Apart(q, k, v), sizes, scale, mask, None)
 }
 
 /// [`packed_attention`] of (batch, length, (heads + 2 · kv heads) · dim).
@@ -219,7 +274,7 @@ pub(crate) fn flat_packed_attention(
     let (batch, queries, features) = qkv.dims3()?;
     let dim = features / (heads + 2 * kv_heads);
     let sizes = Sizes::packed([batch, queries, dim], (heads, kv_heads));
-    attend(Given::Packed(qkv), sizes, scale, mask)
+    attend(Given::Packed(qkv), sizes, scale, mask, None)
 }
 
 /// Queries, keys and values, with their heads in a dimension of their own or in the last one.
@@ -229,7 +284,13 @@ enum Given<'a> {
     Packed(&'a Tensor),
 }
 
-fn attend(x: Given<'_>, sizes: Sizes, scale: f64, mask: &AttentionMask<'_>) -> Result<Tensor> {
+fn attend(
+    x: Given<'_>,
+    sizes: Sizes,
+    scale: f64,
+    mask: &AttentionMask<'_>,
+    groups: Option<Groups>,
+) -> Result<Tensor> {
     let (Given::Apart(first, ..) | Given::Packed(first)) = x;
     let over = [sizes.batch, sizes.heads, sizes.queries, sizes.keys];
     for mask in mask.masks {
@@ -261,7 +322,16 @@ fn attend(x: Given<'_>, sizes: Sizes, scale: f64, mask: &AttentionMask<'_>) -> R
         Given::Packed(qkv) => vec![qkv],
     };
     if learned || !one_pass(&tensors) {
-        return composed(x, &sizes, scale, mask);
+        let Some(groups) = groups else {
+            return composed(x, &sizes, scale, mask);
+        };
+        let earlier = groups.earlier(&sizes, first.device())?;
+        let masks = [mask.masks, &[&earlier]].concat();
+        let mask = AttentionMask {
+            causal: mask.causal,
+            masks: &masks,
+        };
+        return composed(x, &sizes, scale, &mask);
     }
     let masks = mask.masks.iter().map(|mask| {
         let mask = match mask.dtype() {
@@ -274,6 +344,7 @@ fn attend(x: Given<'_>, sizes: Sizes, scale: f64, mask: &AttentionMask<'_>) -> R
         sizes,
         scale,
         causal: mask.causal,
+        groups,
         masks: masks.collect::<candle_core::Result<_>>()?,
         norms: OnceLock::new(),
     };
@@ -337,6 +408,7 @@ struct Attention {
     sizes: Sizes,
     scale: f64,
     causal: bool,
+    groups: Option<Groups>,
     /// Over (batch, heads, L, S), of u8 or of the queries' type.
     masks: Vec<Tensor>,
     /// (2, batch · heads · L), what the backward pass needs; see [`Norms`].
@@ -372,6 +444,7 @@ impl Attention {
                 sizes: s,
                 scale: T::of(self.scale),
                 causal: self.causal,
+                groups: self.groups,
                 masks,
                 q: Heads::new(q.0, q.1, q.2, s.dim)?,
                 k: Heads::new(k.0, k.1, k.2, s.dim)?,

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::super::cpu::{Matrix, Real, product_here, rows_each, vectorised};
+use super::Groups;
 
 /// The most queries of a tile.
 const QUERIES: usize = 128;
@@ -230,15 +231,23 @@ struct Span {
     query: usize,
 }
 
-/// The keys that the queries from `from` to `to` see. All of them see the first span.
-fn spans(from: usize, to: usize, keys: usize, causal: bool) -> Vec<Span> {
+/// Queries of one group of a head: from `from` to `to`; they see no key before `first`.
+#[derive(Clone, Copy)]
+struct Run {
+    first: usize,
+    from: usize,
+    to: usize,
+}
+
+/// The keys that the queries of a run see. All of them see the first span.
+fn spans(Run { first, from, to }: Run, keys: usize, causal: bool) -> Vec<Span> {
     let mut spans = Vec::new();
     let (seen_by_all, seen) = if causal {
         (from.min(keys), to.min(keys))
     } else {
         (keys, keys)
     };
-    for (start, end, most) in [(0, seen_by_all, KEYS), (seen_by_all, seen, DIAGONAL)] {
+    for (start, end, most) in [(first, seen_by_all, KEYS), (seen_by_all, seen, DIAGONAL)] {
         for key in (start..end).step_by(most) {
             spans.push(Span {
                 key,
@@ -278,6 +287,8 @@ pub(super) struct Attention<'a, T> {
     pub sizes: Sizes,
     pub scale: T,
     pub causal: bool,
+    /// Only with a causal mask.
+    pub groups: Option<Groups>,
     pub masks: Vec<Mask<'a, T>>,
     pub q: Heads<'a, T>,
     pub k: Heads<'a, T>,
@@ -297,6 +308,21 @@ pub(super) struct Norms<T> {
 impl<T: Real> Attention<'_, T> {
     fn kv_head(&self, head: usize) -> usize {
         head / (self.sizes.heads / self.sizes.kv_heads)
+    }
+
+    /// The queries from `from` to `to`, group by group.
+    fn runs(&self, head: usize, from: usize, to: usize) -> impl Iterator<Item = Run> + use<T> {
+        let (groups, mut at) = (self.groups, from);
+        std::iter::from_fn(move || {
+            let (first, end) = groups.map_or((0, to), |groups| groups.of(head, at));
+            let run = Run {
+                first,
+                from: at,
+                to: end.min(to),
+            };
+            at = run.to;
+            (run.from < to).then_some(run)
+        })
     }
 
     /// How many queries a tile has: fewer where the threads would go short of tiles.
@@ -371,20 +397,21 @@ impl<T: Real> Attention<'_, T> {
                 let from = (tiles - 1 - task / places) * tile;
                 let place = (task % places / heads, task % places % heads);
                 let to = queries.min(from + tile);
-                // SAFETY: every task has its own queries of its own head.
-                unsafe { self.forward_tile(place, from, to, output, norms) };
+                for run in self.runs(place.1, from, to) {
+                    // SAFETY: every task has its own queries of its own head.
+                    unsafe { self.forward_tile(place, run, output, norms) };
+                }
             });
     }
 
     unsafe fn forward_tile(
         &self,
         place: (usize, usize),
-        from: usize,
-        to: usize,
+        run: Run,
         output: Slots<T>,
         norms: &Norms<T>,
     ) {
-        let (batch, head) = place;
+        let ((batch, head), Run { from, to, .. }) = (place, run);
         let (kv_head, count, dim) = (self.kv_head(head), to - from, self.sizes.value_dim);
         let mut room = Scores::new(count, self.sizes.keys);
         // The lowest number rather than −∞: with it nothing becomes NaN where all is hidden.
@@ -392,7 +419,7 @@ impl<T: Real> Attention<'_, T> {
         let mut sum = vec![T::zero(); count];
         let (mut part, mut fade) = (sum.clone(), sum.clone());
         let mut keep = T::zero();
-        for span in spans(from, to, self.sizes.keys, self.causal) {
+        for span in spans(run, self.sizes.keys, self.causal) {
             let (skip, lanes) = (span.query - from, to - span.query);
             let weights = self.scores(&mut room, place, &span, lanes);
             vectorised!(|| {
@@ -566,25 +593,28 @@ impl<T: Real> Attention<'_, T> {
                     let from = item / group * shares.tile;
                     let to = s.queries.min(from + shares.tile);
                     let start = (batch * s.heads + head) * s.queries;
-                    let norms = (
-                        &largest[start + from..start + to],
-                        &inverse[start + from..start + to],
-                    );
-                    let given = (
-                        output.rows(batch, head, from, to - from),
-                        gradient.rows(batch, head, from, to - from),
-                    );
-                    // SAFETY: the queries of this head are in no other item, and the key head's
-                    // part is this task's.
-                    unsafe {
-                        self.backward_tile(
-                            &mut rooms,
-                            (batch, head, kv_head * shares.parts + part),
-                            (from, to),
-                            given,
-                            norms,
-                            wanted,
+                    for run in self.runs(head, from, to) {
+                        let count = run.to - run.from;
+                        let norms = (
+                            &largest[start + run.from..][..count],
+                            &inverse[start + run.from..][..count],
                         );
+                        let given = (
+                            output.rows(batch, head, run.from, count),
+                            gradient.rows(batch, head, run.from, count),
+                        );
+                        // SAFETY: the queries of this head are in no other item, and the key
+                        // head's part is this task's.
+                        unsafe {
+                            self.backward_tile(
+                                &mut rooms,
+                                (batch, head, kv_head * shares.parts + part),
+                                run,
+                                given,
+                                norms,
+                                wanted,
+                            );
+                        }
                     }
                 }
             });
@@ -594,12 +624,12 @@ impl<T: Real> Attention<'_, T> {
         &self,
         rooms: &mut (Scores<T>, Scores<T>),
         (batch, head, slot): (usize, usize, usize),
-        (from, to): (usize, usize),
+        run: Run,
         (output, gradient): (Matrix<'_, T>, Matrix<'_, T>),
         (largest, inverse): (&[T], &[T]),
         wanted: &Wanted<T>,
     ) {
-        let kv_head = self.kv_head(head);
+        let (kv_head, Run { from, to, .. }) = (self.kv_head(head), run);
         let scores_too = wanted.q.is_some() || wanted.k.is_some();
         let row = |x: Matrix<'_, T>, i: usize| {
             let start = i * x.row_stride;
@@ -618,7 +648,7 @@ impl<T: Real> Attention<'_, T> {
             });
         }
         let mut keep = T::zero();
-        for span in spans(from, to, self.sizes.keys, self.causal) {
+        for span in spans(run, self.sizes.keys, self.causal) {
             let (skip, lanes) = (span.query - from, to - span.query);
             let weights = self.scores(&mut rooms.0, (batch, head), &span, lanes);
             let (largest, inverse) = (&largest[skip..], &inverse[skip..]);
