@@ -360,6 +360,18 @@ pub enum Error {
         dtype: DType,
     },
 
+    /// The state of another optimiser.
+    #[error(
+        "LoraOptimizer::load_state_dict: {name}: {problem}; load the state of an optimiser over \
+         the same parameters"
+    )]
+    OptimizerState {
+        /// The tensor's name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// A number given to the optimiser, to clipping or to accumulation is out of range.
     #[error("{what} = {value} must be {must}")]
     OptimizerSetting {

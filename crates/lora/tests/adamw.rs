@@ -273,3 +273,85 @@ fn sums_of_gradients_of_any_layout_are_candles() {
         }
     }
 }
+
+/// A run that is cut in two goes as one in one piece, to the last bit.
+#[test]
+fn a_state_goes_on_where_it_was() {
+    for dtype in [DType::F32, DType::F64] {
+        let optimizer = |named: &[(String, Var)]| {
+            let group = ParameterGroup::all(named.to_vec(), 0.01).with_weight_decay(0.1);
+            LoraOptimizer::new(vec![group]).unwrap()
+        };
+        let step = |optimizer: &mut LoraOptimizer, named: &[(String, Var)], t: usize| {
+            let gradients: Vec<(&Var, Tensor)> = named
+                .iter()
+                .map(|(_, var)| (var, numbers(var.dims(), dtype, t)))
+                .collect();
+            optimizer.step(&store(&gradients)).unwrap();
+        };
+        let whole = parameters(dtype);
+        let mut first = optimizer(&whole);
+        (1..=3).for_each(|t| step(&mut first, &whole, t));
+        let state = first.state_dict().unwrap();
+        assert_eq!(state.len(), 1 + 2 * whole.len());
+        assert_eq!(state["step"].to_scalar::<i64>().unwrap(), 3);
+
+        let copy = |(name, var): &(String, Var)| {
+            (
+                name.clone(),
+                Var::from_tensor(&var.as_tensor().copy().unwrap()).unwrap(),
+            )
+        };
+        let cut: Vec<_> = whole.iter().map(copy).collect();
+        let mut second = optimizer(&cut);
+        second.load_state_dict(&state).unwrap();
+        for t in 4..=6 {
+            step(&mut first, &whole, t);
+            step(&mut second, &cut, t);
+        }
+        for ((name, a), (_, b)) in whole.iter().zip(&cut) {
+            assert_eq!(exactly(a), exactly(b), "{name}");
+        }
+        // What was given out is a copy.
+        assert_eq!(state["step"].to_scalar::<i64>().unwrap(), 3);
+    }
+}
+
+#[test]
+fn a_state_of_others_is_refused_and_changes_nothing() {
+    let a = Var::from_tensor(&numbers(&[2, 3], DType::F32, 1)).unwrap();
+    let group = || vec![ParameterGroup::all(vec![named("a", &a)], 0.1)];
+    let mut optimizer = LoraOptimizer::new(group()).unwrap();
+    let before = optimizer.state_dict().unwrap();
+    let with = |name: &str, tensor: Option<Tensor>| {
+        let mut state = before.clone();
+        match tensor {
+            Some(tensor) => state.insert(name.to_string(), tensor),
+            None => state.remove(name),
+        };
+        state
+    };
+    let ones = |shape: &[usize], dtype| Some(Tensor::ones(shape, dtype, &CPU).unwrap());
+    for (name, state) in [
+        ("a.exp_avg:", with("a.exp_avg", None)),
+        ("step:", with("step", None)),
+        (
+            "a.exp_avg_sq:",
+            with("a.exp_avg_sq", ones(&[3, 2], DType::F32)),
+        ),
+        ("a.exp_avg:", with("a.exp_avg", ones(&[2, 3], DType::F64))),
+        ("b.exp_avg:", with("b.exp_avg", ones(&[2, 3], DType::F32))),
+        (
+            "step:",
+            with("step", Some(Tensor::new(-1i64, &CPU).unwrap())),
+        ),
+        ("step:", with("step", ones(&[2], DType::I64))),
+    ] {
+        let error = optimizer.load_state_dict(&state).unwrap_err();
+        assert!(matches!(error, Error::OptimizerState { .. }), "{error}");
+        assert!(error.to_string().contains(name), "{name} {error}");
+    }
+    let after = optimizer.state_dict().unwrap();
+    assert_eq!(exactly(&after["a.exp_avg"]), exactly(&before["a.exp_avg"]));
+    assert_eq!(after["step"].to_scalar::<i64>().unwrap(), 0);
+}

@@ -1,10 +1,10 @@
 //! AdamW over groups of named parameters.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Storage, Tensor, Var};
+use candle_core::{DType, Device, Storage, Tensor, Var};
 use candle_nn::ParamsAdamW;
 
 use super::gradients::{finite_square_norms, fitting_gradient};
@@ -28,8 +28,9 @@ use crate::{Error, Result};
 ///
 /// Parameters of any shape; m and v are as large as their parameter.
 ///
-/// On the CPU a step is one pass over each parameter, on all cores, with the numbers of
-/// [`candle_nn::AdamW`]; on a card, `candle_nn::AdamW` takes it.
+/// On the CPU a step is one pass over each parameter, on all cores; on a card, candle's operations
+/// make it. The numbers are those of [`candle_nn::AdamW`]. [`state_dict`](Self::state_dict) keeps what
+/// a run needs to go on after a stop.
 ///
 /// Source: Loshchilov and Hutter, arXiv:1711.05101, algorithm 2; PyTorch `torch.optim.AdamW`.
 ///
@@ -222,6 +223,114 @@ impl LoraOptimizer {
             });
         }
         self.step(&loss.backward()?)
+    }
+
+    /// What the optimiser remembers: `step`, the steps taken, and for each parameter
+    /// `NAME.exp_avg`, which is m, and `NAME.exp_avg_sq`, which is v. Learning rates and weight
+    /// decay belong to the groups and are not among it.
+    ///
+    /// # Shapes
+    ///
+    /// `step` () of i64; m and v as their parameter, copied.
+    ///
+    /// # Errors
+    ///
+    /// What candle reports.
+    ///
+    /// Source: the names of PyTorch's `torch.optim.AdamW.state_dict`.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor, Var};
+    /// use lora::optim::{LoraOptimizer, ParameterGroup};
+    ///
+    /// let optimizer = |a: &Var| {
+    ///     LoraOptimizer::new(vec![ParameterGroup::all(vec![("a".to_string(), a.clone())], 0.5)])
+    /// };
+    /// let step = |optimizer: &mut LoraOptimizer, a: &Var| optimizer.backward_step(&a.sqr()?.sum_all()?);
+    /// let a = Var::new(&[3f32], &Device::Cpu)?;
+    /// let mut first = optimizer(&a)?;
+    /// step(&mut first, &a)?;
+    ///
+    /// // A copy of the parameter and of the state goes on in the same way.
+    /// let b = Var::from_tensor(&a.as_tensor().copy()?)?;
+    /// let mut second = optimizer(&b)?;
+    /// second.load_state_dict(&first.state_dict()?)?;
+    /// step(&mut first, &a)?;
+    /// step(&mut second, &b)?;
+    /// assert_eq!(a.to_vec1::<f32>()?, b.to_vec1::<f32>()?);
+    /// # Ok::<(), lora::Error>(())
+    /// ```
+    pub fn state_dict(&self) -> Result<BTreeMap<String, Tensor>> {
+        let steps = Tensor::new(i64::from(self.steps), &Device::Cpu)?;
+        let mut state = BTreeMap::from([("step".to_string(), steps)]);
+        for ((name, var), moments) in self.parameters.iter().zip(&self.moments) {
+            let [m, v] = moments.tensors(var)?;
+            state.insert(format!("{name}.exp_avg"), m);
+            state.insert(format!("{name}.exp_avg_sq"), v);
+        }
+        Ok(state)
+    }
+
+    /// Takes over what [`state_dict`](Self::state_dict) gave, of an optimiser over parameters of the
+    /// same names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OptimizerState`] with the name of a tensor that is missing, left over, or of
+    /// another shape or type. Nothing has changed then.
+    pub fn load_state_dict(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let refuse = |name: &str, problem: String| Error::OptimizerState {
+            name: name.to_string(),
+            problem,
+        };
+        let get = |name: String| {
+            let tensor = state.get(&name);
+            tensor.ok_or_else(|| refuse(&name, "it is missing".to_string()))
+        };
+        let steps = get("step".to_string())?;
+        let taken = steps
+            .to_dtype(DType::I64)?
+            .flatten_all()?
+            .to_vec1::<i64>()?;
+        let taken = match taken[..] {
+            [steps] => i32::try_from(steps).ok().filter(|steps| *steps >= 0),
+            _ => None,
+        };
+        let Some(taken) = taken else {
+            return Err(refuse("step", format!("{steps} is no number of steps")));
+        };
+        let mut moments = Vec::with_capacity(self.parameters.len());
+        for (name, var) in &self.parameters {
+            let pair = [
+                get(format!("{name}.exp_avg"))?,
+                get(format!("{name}.exp_avg_sq"))?,
+            ];
+            for (part, moment) in ["exp_avg", "exp_avg_sq"].into_iter().zip(pair) {
+                if moment.dims() != var.dims() || moment.dtype() != var.dtype() {
+                    let (got, want) = ((moment.dims(), moment.dtype()), (var.dims(), var.dtype()));
+                    let problem = format!("it is {got:?}, and its parameter {want:?}");
+                    return Err(refuse(&format!("{name}.{part}"), problem));
+                }
+            }
+            moments.push(pair);
+        }
+        let known = 1 + 2 * moments.len();
+        if state.len() != known {
+            let of = |(name, _): &(String, Var)| {
+                [format!("{name}.exp_avg"), format!("{name}.exp_avg_sq")]
+            };
+            let ours: HashSet<String> = self.parameters.iter().flat_map(of).collect();
+            let other = state
+                .keys()
+                .find(|name| *name != "step" && !ours.contains(*name));
+            let other = other.map_or("", String::as_str);
+            return Err(refuse(other, "no parameter has this name".to_string()));
+        }
+        for (own, pair) in self.moments.iter_mut().zip(moments) {
+            own.set(pair)?;
+        }
+        self.steps = taken;
+        Ok(())
     }
 
     /// Sets every group's learning rate to f · its base rate; a [`Schedule`](super::Schedule)
