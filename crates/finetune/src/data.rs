@@ -1,0 +1,208 @@
+//! Texts and chats from JSON lines.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use course::data::Sequences;
+use course::models::Pretrained;
+use course::prelude::{Device, Tokenizer};
+use course::tokenizer::{ChatTemplate, END_OF_TEXT, Message};
+use serde::Deserialize;
+
+/// A file's content.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Data {
+    Texts(Vec<String>),
+    Chats(Vec<Vec<Message>>),
+}
+
+/// A line.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    text: Option<String>,
+    messages: Option<Vec<Message>>,
+    prompt: Option<String>,
+    completion: Option<String>,
+}
+
+impl Data {
+    /// Reads a file; a blank line counts for nothing.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let (mut texts, mut chats) = (Vec::new(), Vec::new());
+        for (number, line) in (1..).zip(text.lines()) {
+            if line.trim().is_empty() {
+                continue;
+            }
+            let place = || format!("{}, line {number}", file.display());
+            let line: Line = serde_json::from_str(line).with_context(place)?;
+            match line {
+                Line {
+                    text: Some(text),
+                    messages: None,
+                    prompt: None,
+                    completion: None,
+                } => texts.push(text),
+                Line {
+                    text: None,
+                    messages: Some(messages),
+                    prompt: None,
+                    completion: None,
+                } => chats.push(messages),
+                Line {
+                    text: None,
+                    messages: None,
+                    prompt: Some(prompt),
+                    completion: Some(completion),
+                } => chats.push(vec![Message::user(prompt), Message::assistant(completion)]),
+                _ => bail!(
+                    "{}: give \"text\", or \"messages\", or \"prompt\" and \"completion\"",
+                    place()
+                ),
+            }
+            ensure!(
+                texts.is_empty() || chats.is_empty(),
+                "{}: texts and chats in one file; give one kind",
+                place()
+            );
+        }
+        match (texts.is_empty(), chats.is_empty()) {
+            (false, _) => Ok(Self::Texts(texts)),
+            (_, false) => Ok(Self::Chats(chats)),
+            _ => bail!("{}: it has no line", file.display()),
+        }
+    }
+}
+
+/// How texts and chats become tokens, and tokens a text again.
+pub struct Words {
+    pub tokenizer: Tokenizer,
+    /// Of a model that was trained to chat.
+    template: Option<ChatTemplate>,
+    /// The token that ends a text.
+    end: String,
+}
+
+impl Words {
+    pub fn of(base: &Pretrained) -> Result<Self> {
+        let tokenizer = base.tokenizer()?;
+        let template = base.chat_template().ok();
+        let known = |token: &&str| tokenizer.token_to_id(token).is_some();
+        let of_template = template.as_ref().map(ChatTemplate::eos_token);
+        let end = [Some(END_OF_TEXT), of_template, Some("</s>")];
+        let end = end.into_iter().flatten().find(known).map(str::to_string);
+        Ok(Self {
+            end: end.context("the tokenizer has no token that ends a text")?,
+            tokenizer,
+            template,
+        })
+    }
+
+    /// What a model learns from a file, and in words how much that is.
+    pub fn sequences(
+        &self,
+        file: &Path,
+        max_length: usize,
+        device: &Device,
+    ) -> Result<(Sequences, String)> {
+        let (made, kind) = match Data::read(file)? {
+            Data::Texts(texts) => (
+                Sequences::texts(&texts, &self.tokenizer, &self.end, max_length, device),
+                "pieces of text",
+            ),
+            Data::Chats(chats) => {
+                let template = self.template.as_ref().with_context(|| {
+                    format!(
+                        "{} holds chats, and the model has no chat template; take a model that \
+                         was trained to chat, or texts",
+                        file.display()
+                    )
+                })?;
+                let made = Sequences::chats(&chats, &self.tokenizer, template, max_length, device);
+                (made, "chats")
+            }
+        };
+        let made = made.with_context(|| file.display().to_string())?;
+        let mut said = format!(
+            "{} {kind}, {} tokens, {} of them to learn",
+            made.len(),
+            made.tokens(),
+            made.counted()
+        );
+        if made.left_out() > 0 {
+            let left = format!(
+                "; {} left out, with nothing to learn in the first {max_length} tokens",
+                made.left_out()
+            );
+            said.push_str(&left);
+        }
+        Ok((made, said))
+    }
+
+    /// A question, or the beginning of a text where the model does not chat, and the token that
+    /// ends what comes after it.
+    pub fn asked(&self, prompt: &str) -> Result<(Vec<u32>, Option<u32>)> {
+        let (text, end) = match &self.template {
+            Some(template) => (
+                template.apply(&[Message::user(prompt)], true)?,
+                template.eos_token(),
+            ),
+            None => (prompt.to_string(), self.end.as_str()),
+        };
+        Ok((
+            self.tokenizer.encode(&text)?,
+            self.tokenizer.token_to_id(end),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &str) -> Result<Data> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("data.jsonl");
+        std::fs::write(&file, lines)?;
+        Data::read(&file)
+    }
+
+    #[test]
+    fn three_kinds_of_lines() -> Result<()> {
+        let texts = read("{\"text\": \"one\"}\n\n{\"text\": \"\"}\r\n")?;
+        assert_eq!(texts, Data::Texts(vec!["one".into(), String::new()]));
+        let chats = read(
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n\
+             {\"prompt\": \"b\", \"completion\": \"c\"}",
+        )?;
+        let wanted = vec![
+            vec![Message::user("a")],
+            vec![Message::user("b"), Message::assistant("c")],
+        ];
+        assert_eq!(chats, Data::Chats(wanted));
+        Ok(())
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        for (lines, said) in [
+            ("{\"text\": \"a\"}\n{\"text\": 1}", "line 2"),
+            ("{\"txt\": \"a\"}", "line 1"),
+            ("{\"prompt\": \"a\"}", "\"prompt\" and \"completion\""),
+            ("{\"text\": \"a\", \"messages\": []}", "line 1: give"),
+            (
+                "\n{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}",
+                "line 3: texts and chats",
+            ),
+            ("\n", "no line"),
+            ("[]", "line 1"),
+        ] {
+            let error = format!("{:#}", read(lines).unwrap_err());
+            assert!(
+                error.contains(said) && error.contains("data.jsonl"),
+                "{error}"
+            );
+        }
+    }
+}
