@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use course::data::{self, Tokens};
+use course::data::{self, Sequences, Tokens};
 use course::meta::{MetaConfig, MetaLearner, Sinusoids};
+use course::models::AdapterCheckpoint;
 use course::prelude::*;
+use lora::quant::QuantConfig;
 
 /// How far a held-out loss may be from the card on another machine: sums in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -37,6 +39,28 @@ fn sotu_lm_is_as_good_as_its_card_says() {
 #[test]
 fn sotu_lm_kjv_is_as_good_as_its_card_says() {
     language_model("sotu-lm-kjv", "kjv");
+}
+
+#[test]
+fn smollm2_hamlet_is_as_good_as_its_card_says() {
+    let adapter = AdapterCheckpoint::open("smollm2-hamlet").unwrap();
+    let base = Pretrained::fetched("smollm2").unwrap();
+    let nf4 = QuantConfig::default();
+    let (llama, mut model) = base.quantized(&Device::Cpu, &nf4, Llama::new).unwrap();
+    let play = data::dialogue(40).unwrap().held_out;
+    let (tokenizer, template) = (base.tokenizer().unwrap(), base.chat_template().unwrap());
+    let chats = Sequences::chats(&play, &tokenizer, &template, 160, &Device::Cpu).unwrap();
+    let chats = chats.in_order(8).unwrap();
+    let before = llama.held_out_loss(&chats).unwrap();
+    model.load_adapter(adapter.folder(), "hamlet").unwrap();
+    let count = model.parameter_count().trainable;
+    assert_eq!(count, adapter.card().parameters);
+    let (loss, want) = (
+        llama.held_out_loss(&chats).unwrap(),
+        adapter.card().held_out["loss"],
+    );
+    assert!((loss - want).abs() < TOLERANCE, "{loss}, not {want}");
+    assert!(loss < before - 1.0, "{before} before");
 }
 
 #[test]

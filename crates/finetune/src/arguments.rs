@@ -117,7 +117,8 @@ pub enum Decay {
 }
 
 /// A device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum On {
     /// The processor
     Cpu,
@@ -128,11 +129,14 @@ pub enum On {
 /// All that decides about the numbers of a run: two runs with the same settings are the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The model's folder or file, and the size of its weights.
+    /// The model's folder or file.
     pub model: String,
-    pub model_bytes: u64,
+    /// SHA-256 of the file with its weights.
+    pub weights_sha256: String,
     /// SHA-256 of the data.
     pub data_sha256: String,
+    pub eval_data_sha256: Option<String>,
+    pub device: On,
     /// None with the weights in full.
     pub quant_type: Option<Codes>,
     pub rank: usize,
@@ -169,6 +173,29 @@ impl Arguments {
             "--epochs {} must be above 0",
             self.epochs
         );
+        let norm = self.max_grad_norm;
+        ensure!(norm > 0.0, "--max-grad-norm {norm} must be above 0");
+        for (name, rate) in [
+            ("--learning-rate", self.learning_rate),
+            ("--weight-decay", self.weight_decay),
+        ] {
+            ensure!(
+                rate.is_finite() && rate >= 0.0,
+                "{name} {rate} must be 0 or more"
+            );
+        }
+        ensure!(
+            self.rank <= 1 << 16,
+            "--rank {} is more than 65536",
+            self.rank
+        );
+        let each = self.batch.checked_mul(self.accumulate);
+        ensure!(
+            each.is_some_and(|each| each <= 1 << 32),
+            "--batch {} times --accumulate {} is too much for a step",
+            self.batch,
+            self.accumulate
+        );
         ensure!(
             (0.0..=1.0).contains(&self.warmup),
             "--warmup {} is a share of the steps; give 0 to 1",
@@ -190,7 +217,7 @@ impl Arguments {
     /// The settings of a run over so many sequences.
     pub fn settings(
         &self,
-        model_bytes: u64,
+        weights: &Path,
         (sequences, max_length): (usize, usize),
     ) -> Result<Settings> {
         let each = self.batch * self.accumulate;
@@ -203,8 +230,10 @@ impl Arguments {
         let model = model.with_context(|| self.model.display().to_string())?;
         Ok(Settings {
             model: model.display().to_string(),
-            model_bytes,
+            weights_sha256: sha256(weights)?,
             data_sha256: sha256(&self.data)?,
+            eval_data_sha256: self.eval_data.as_deref().map(sha256).transpose()?,
+            device: self.device,
             quant_type: self.qlora.then_some(self.quant_type),
             rank: self.rank,
             alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
@@ -269,7 +298,11 @@ impl Settings {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let digest = Sha256::digest(&bytes);
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    let hash = || -> std::io::Result<String> {
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut std::fs::File::open(file)?, &mut hasher)?;
+        let digest = hasher.finalize();
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    hash().with_context(|| file.display().to_string())
 }

@@ -21,9 +21,23 @@ pub enum Data {
 #[serde(deny_unknown_fields)]
 struct Line {
     text: Option<String>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Said>>,
     prompt: Option<String>,
     completion: Option<String>,
+}
+
+/// A [`Message`] with nothing beside it that would be passed over, such as a weight of 0.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Said {
+    role: String,
+    content: String,
+}
+
+impl From<Said> for Message {
+    fn from(Said { role, content }: Said) -> Self {
+        Self { role, content }
+    }
 }
 
 impl Data {
@@ -49,7 +63,7 @@ impl Data {
                     messages: Some(messages),
                     prompt: None,
                     completion: None,
-                } => chats.push(messages),
+                } => chats.push(messages.into_iter().map(Message::from).collect()),
                 Line {
                     text: None,
                     messages: None,
@@ -78,48 +92,55 @@ impl Data {
 /// How texts and chats become tokens, and tokens a text again.
 pub struct Words {
     pub tokenizer: Tokenizer,
-    /// Of a model that was trained to chat.
-    template: Option<ChatTemplate>,
+    /// Of a model that was trained to chat; what there is instead otherwise.
+    template: Result<ChatTemplate, course::Error>,
     /// The token that ends a text.
     end: String,
+}
+
+/// What a model learns from, and in words how much that is.
+pub struct Learned {
+    pub sequences: Sequences,
+    pub said: String,
+    /// Whether these are chats and not texts.
+    pub chats: bool,
 }
 
 impl Words {
     pub fn of(base: &Pretrained) -> Result<Self> {
         let tokenizer = base.tokenizer()?;
-        let template = base.chat_template().ok();
-        let known = |token: &&str| tokenizer.token_to_id(token).is_some();
-        let of_template = template.as_ref().map(ChatTemplate::eos_token);
-        let end = [Some(END_OF_TEXT), of_template, Some("</s>")];
-        let end = end.into_iter().flatten().find(known).map(str::to_string);
+        let known = |token: &String| tokenizer.token_to_id(token).is_some();
+        let own = base.eos_token()?;
+        let usual = [END_OF_TEXT, "</s>"].map(|token| Some(token.to_string()));
+        let end = [own].into_iter().chain(usual).flatten().find(known);
         Ok(Self {
-            end: end.context("the tokenizer has no token that ends a text")?,
+            end: end.context(
+                "the tokenizer has no token that ends a text; name one as eos_token in \
+                 tokenizer_config.json",
+            )?,
             tokenizer,
-            template,
+            template: base.chat_template(),
         })
     }
 
-    /// What a model learns from a file, and in words how much that is.
-    pub fn sequences(
-        &self,
-        file: &Path,
-        max_length: usize,
-        device: &Device,
-    ) -> Result<(Sequences, String)> {
-        let (made, kind) = match Data::read(file)? {
+    fn template(&self) -> Result<&ChatTemplate> {
+        let said = |error: &course::Error| anyhow::anyhow!("{error}");
+        self.template.as_ref().map_err(said)
+    }
+
+    /// What a model learns from a file.
+    pub fn learned(&self, file: &Path, max_length: usize, device: &Device) -> Result<Learned> {
+        let data = Data::read(file)?;
+        let (made, kind) = match &data {
             Data::Texts(texts) => (
-                Sequences::texts(&texts, &self.tokenizer, &self.end, max_length, device),
+                Sequences::texts(texts, &self.tokenizer, &self.end, max_length, device),
                 "pieces of text",
             ),
             Data::Chats(chats) => {
-                let template = self.template.as_ref().with_context(|| {
-                    format!(
-                        "{} holds chats, and the model has no chat template; take a model that \
-                         was trained to chat, or texts",
-                        file.display()
-                    )
-                })?;
-                let made = Sequences::chats(&chats, &self.tokenizer, template, max_length, device);
+                let template = self.template();
+                let template =
+                    template.with_context(|| format!("{} holds chats", file.display()))?;
+                let made = Sequences::chats(chats, &self.tokenizer, template, max_length, device);
                 (made, "chats")
             }
         };
@@ -137,23 +158,27 @@ impl Words {
             );
             said.push_str(&left);
         }
-        Ok((made, said))
+        Ok(Learned {
+            sequences: made,
+            said,
+            chats: matches!(data, Data::Chats(_)),
+        })
     }
 
-    /// A question, or the beginning of a text where the model does not chat, and the token that
-    /// ends what comes after it.
-    pub fn asked(&self, prompt: &str) -> Result<(Vec<u32>, Option<u32>)> {
-        let (text, end) = match &self.template {
-            Some(template) => (
-                template.apply(&[Message::user(prompt)], true)?,
-                template.eos_token(),
-            ),
-            None => (prompt.to_string(), self.end.as_str()),
+    /// A question to a model that chats, or the beginning of a text; and the token that ends what
+    /// comes after it.
+    pub fn asked(&self, prompt: &str, chats: bool) -> Result<(Vec<u32>, Option<u32>)> {
+        let (ids, end) = if chats {
+            let template = self.template()?;
+            let text = template.apply(&[Message::user(prompt)], true)?;
+            (self.tokenizer.encode(&text)?, template.eos_token())
+        } else {
+            let mut ids = self.tokenizer.encode_for_model(prompt, usize::MAX)?;
+            let end = self.tokenizer.token_to_id(&self.end);
+            ids.pop_if(|last| Some(*last) == end);
+            (ids, self.end.as_str())
         };
-        Ok((
-            self.tokenizer.encode(&text)?,
-            self.tokenizer.token_to_id(end),
-        ))
+        Ok((ids, self.tokenizer.token_to_id(end)))
     }
 }
 
@@ -197,6 +222,10 @@ mod tests {
             ),
             ("\n", "no line"),
             ("[]", "line 1"),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"weight\": 0}]}",
+                "weight",
+            ),
         ] {
             let error = format!("{:#}", read(lines).unwrap_err());
             assert!(

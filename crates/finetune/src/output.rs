@@ -1,13 +1,15 @@
 //! The folder of a run: its settings, its checkpoints, and in the end its adapter.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, Var, safetensors};
 use lora::LoraModel;
 use lora::optim::LoraOptimizer;
+use lora::peft::AdapterFiles;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -17,6 +19,8 @@ use crate::arguments::Settings;
 pub const ADAPTER: &str = lora::DEFAULT_ADAPTER;
 
 const SETTINGS: &str = "finetune.json";
+const PARTIAL_SETTINGS: &str = "finetune.partial";
+const LOCK: &str = ".lock";
 const STATE: &str = "trainer_state.json";
 const TENSORS: &str = "trainer_state.safetensors";
 /// Before the names of the optimiser's tensors, to keep them apart from the parameters.
@@ -37,10 +41,12 @@ pub struct History {
     pub tokens: usize,
 }
 
-/// A folder that holds this run and no other.
+/// A folder that holds this run and no other, for this process alone.
 #[derive(Debug)]
 pub struct Output {
     folder: PathBuf,
+    /// Locked as long as it is open.
+    _lock: File,
 }
 
 /// What `finetune.json` holds.
@@ -60,6 +66,28 @@ impl Output {
     pub fn open(folder: &Path, settings: &Settings) -> Result<Self> {
         let file = folder.join(SETTINGS);
         let ours = serde_json::to_value(settings)?;
+        let named = || folder.display().to_string();
+        let known = [LOCK, PARTIAL_SETTINGS];
+        if !file.is_file() && folder.exists() {
+            let entries = fs::read_dir(folder).with_context(named)?;
+            for entry in entries {
+                let name = entry?.file_name();
+                ensure!(
+                    known.iter().any(|known| name == *known),
+                    "{} is not empty and holds no run; give a new folder as --out",
+                    folder.display()
+                );
+            }
+        }
+        fs::create_dir_all(folder).with_context(named)?;
+        let lock = File::create(folder.join(LOCK)).with_context(named)?;
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another process works on this run", folder.display())
+            }
+            // A file system without locks.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
         if file.is_file() {
             let run = read_run(&file)?;
             let differing = differing(&run.settings, &ours);
@@ -70,13 +98,6 @@ impl Output {
                 differing.join(", ")
             );
         } else {
-            let taken = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-            ensure!(
-                !taken,
-                "{} is not empty and holds no run; give a new folder as --out",
-                folder.display()
-            );
-            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
             let run = Run {
                 settings: ours,
                 result: None,
@@ -85,6 +106,7 @@ impl Output {
         }
         Ok(Self {
             folder: folder.to_path_buf(),
+            _lock: lock,
         })
     }
 
@@ -160,29 +182,32 @@ impl Output {
         &self,
         model: &LoraModel,
         optimizer: &LoraOptimizer,
+        settings: &Settings,
         history: &History,
     ) -> Result<PathBuf> {
         let folder = self
             .folder
             .join(format!("checkpoint-{}", history.losses.len()));
-        // A folder has its name only when all of it is there.
+        // A folder has its name only when all of it is on the disk.
         let partial = self.folder.join(".partial");
         if partial.exists() {
             fs::remove_dir_all(&partial)?;
         }
         let written = || -> Result<()> {
             fs::create_dir(&partial)?;
-            let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+            let mut tensors: HashMap<String, Tensor> = HashMap::new();
             for (name, var) in model.trainable_parameters() {
                 tensors.insert(name, var.as_tensor().clone());
             }
             for (name, tensor) in optimizer.state_dict()? {
                 tensors.insert(format!("{OPTIMIZER}{name}"), tensor);
             }
-            let tensors = tensors.into_iter().collect();
             safetensors::save(&tensors, partial.join(TENSORS))?;
             fs::write(partial.join(STATE), pretty(history)?)?;
-            model.save_adapter(&partial, ADAPTER)?;
+            for file in [TENSORS, STATE] {
+                File::open(partial.join(file))?.sync_all()?;
+            }
+            adapter(model, settings)?.write(&partial)?;
             fs::rename(&partial, &folder)?;
             Ok(())
         };
@@ -203,14 +228,7 @@ impl Output {
         history: &History,
         held_out_after: Option<f64>,
     ) -> Result<()> {
-        let mut files = model.adapter_files(ADAPTER)?;
-        let other = &mut files.config.other;
-        other.insert(
-            "base_model_name_or_path".into(),
-            settings.model.clone().into(),
-        );
-        other.insert("task_type".into(), "CAUSAL_LM".into());
-        files.write(&self.folder)?;
+        adapter(model, settings)?.write(&self.folder)?;
         let run = Run {
             settings: serde_json::to_value(settings)?,
             result: Some(serde_json::json!({
@@ -220,6 +238,18 @@ impl Output {
         };
         write_atomic(&self.folder.join(SETTINGS), &pretty(&run)?)
     }
+}
+
+/// The adapter as PEFT reads it, with what it says of its base.
+fn adapter(model: &LoraModel, settings: &Settings) -> Result<AdapterFiles> {
+    let mut files = model.adapter_files(ADAPTER)?;
+    let other = &mut files.config.other;
+    other.insert(
+        "base_model_name_or_path".into(),
+        settings.model.clone().into(),
+    );
+    other.insert("task_type".into(), "CAUSAL_LM".into());
+    Ok(files)
 }
 
 /// Sets parameters to the tensors of their names, all or none of them.
@@ -243,7 +273,12 @@ fn take(parameters: &[(String, Var)], tensors: &BTreeMap<String, Tensor>) -> Res
 
 fn read_run(file: &Path) -> Result<Run> {
     let read = || -> Result<Run> { Ok(serde_json::from_slice(&fs::read(file)?)?) };
-    read().with_context(|| file.display().to_string())
+    read().with_context(|| {
+        format!(
+            "{} cannot be read; give another --out, or delete this folder to begin anew",
+            file.display()
+        )
+    })
 }
 
 /// What two runs' settings have different, in words.
@@ -272,6 +307,11 @@ fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
 /// The old file or the new one, whatever happens.
 fn write_atomic(file: &Path, bytes: &[u8]) -> Result<()> {
     let partial = file.with_extension("partial");
-    let write = || fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, file));
+    let write = || -> std::io::Result<()> {
+        let mut out = File::create(&partial)?;
+        out.write_all(bytes)?;
+        out.sync_all()?;
+        fs::rename(&partial, file)
+    };
     write().with_context(|| format!("{} cannot be written", file.display()))
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use course::data::Sequences;
 use course::models::{GenerationConfig, Llama, LlamaConfig, Pretrained};
 use course::rng::rng;
 use lora::LoraModel;
@@ -14,7 +13,7 @@ use lora::ops::IGNORE_INDEX;
 use lora::optim::{GradientAccumulator, LoraOptimizer, ParameterGroup, clip_grad_norm};
 
 use crate::arguments::{Arguments, On, Settings};
-use crate::data::Words;
+use crate::data::{Learned, Words};
 use crate::output::{ADAPTER, History, Output};
 use crate::progress::Progress;
 
@@ -39,21 +38,31 @@ pub fn run(arguments: &Arguments) -> Result<End> {
     let config: LlamaConfig = base.config().context("--model")?;
     let max_length = arguments.max_length(config.max_position_embeddings)?;
     let words = Words::of(&base)?;
-    let (learn, said) = words.sequences(&arguments.data, max_length, &device)?;
+    let learn = words.learned(&arguments.data, max_length, &device)?;
     let held_out = match &arguments.eval_data {
         Some(file) => {
-            let (held_out, _) = words.sequences(file, max_length, &device)?;
-            Some(held_out.in_order(arguments.batch)?)
+            let held_out = words.learned(file, max_length, &device)?;
+            Some(held_out.sequences.in_order(arguments.batch)?)
         }
         None => None,
     };
     ensure!(
-        arguments.batch <= learn.len(),
+        arguments.batch <= learn.sequences.len(),
         "--batch {}: there are {} sequences only",
         arguments.batch,
-        learn.len()
+        learn.sequences.len()
     );
-    let settings = arguments.settings(base.weights_bytes()?, (learn.len(), max_length))?;
+    if let Some(prompt) = &arguments.prompt {
+        let (ids, _) = words.asked(prompt, learn.chats).context("--prompt")?;
+        let longest = config.max_position_embeddings.saturating_sub(ANSWER);
+        ensure!(
+            (1..=longest).contains(&ids.len()),
+            "--prompt has {} tokens; give 1 to {longest}",
+            ids.len()
+        );
+    }
+    let weights = base.weights_file();
+    let settings = arguments.settings(&weights, (learn.sequences.len(), max_length))?;
     let lora = settings.lora();
     let (llama, mut model) = match settings.quantization() {
         Some(quantization) => base.quantized(&device, &quantization, Llama::new)?,
@@ -69,7 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<End> {
         );
         return Ok(End::Finished);
     }
-    println!("{said}");
+    println!("{}", learn.said);
     println!("{}", model.parameter_count());
     let run = Run {
         arguments,
@@ -90,7 +99,7 @@ struct Run<'r> {
     words: &'r Words,
     llama: &'r Llama,
     model: &'r LoraModel,
-    learn: &'r Sequences,
+    learn: &'r Learned,
     held_out: Option<&'r [(Tensor, Tensor)]>,
     output: &'r Output,
 }
@@ -135,14 +144,9 @@ impl Run<'_> {
 
     fn steps(&self, optimizer: &mut LoraOptimizer, history: &mut History) -> Result<End> {
         let (settings, schedule) = (self.settings, self.settings.schedule());
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // The second one ends the process at once.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-            signal_hook::flag::register(signal, stop.clone())?;
-        }
+        let stop = Stop::listen()?;
         let done = history.losses.len();
-        let mut batches = self.learn.batches(settings.batch, settings.seed);
+        let mut batches = self.learn.sequences.batches(settings.batch, settings.seed);
         // What was seen before a stop is not seen again.
         for batch in batches.by_ref().take(done * settings.accumulate) {
             batch?;
@@ -185,10 +189,10 @@ impl Run<'_> {
             history.seconds += start.elapsed().as_secs_f64();
             progress.step(step + 1, loss, history.tokens - tokens_before);
 
-            let stopping = stop.load(Ordering::Relaxed);
-            let last = step + 1 == settings.steps;
-            if stopping || (!last && (step + 1).is_multiple_of(self.arguments.save_every)) {
-                let kept = self.output.save(self.model, optimizer, history)?;
+            let (stopping, last) = (stop.requested(), step + 1 == settings.steps);
+            // The last step is kept too: what follows may take a while.
+            if stopping || last || (step + 1).is_multiple_of(self.arguments.save_every) {
+                let kept = self.output.save(self.model, optimizer, settings, history)?;
                 if stopping {
                     progress.end();
                     println!(
@@ -218,7 +222,7 @@ impl Run<'_> {
         let Some(prompt) = &self.arguments.prompt else {
             return Ok(());
         };
-        let (ids, end) = self.words.asked(prompt)?;
+        let (ids, end) = self.words.asked(prompt, self.learn.chats)?;
         let config = GenerationConfig {
             max_new_tokens: ANSWER,
             temperature: 0.0,
@@ -230,5 +234,36 @@ impl Run<'_> {
             .generate(&ids, &config, &mut rng(self.settings.seed))?;
         println!("{when}: {}", self.words.tokenizer.decode(&new)?);
         Ok(())
+    }
+}
+
+/// Whether the process is asked to end; once this is dropped, a signal ends it as ever.
+struct Stop {
+    asked: Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+}
+
+impl Stop {
+    fn listen() -> Result<Self> {
+        use signal_hook::flag;
+        let new = || Arc::new(AtomicBool::new(false));
+        let (asked, over) = (new(), new());
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            flag::register_conditional_default(signal, over.clone())?;
+            // The second one ends the process at once.
+            flag::register_conditional_shutdown(signal, 130, asked.clone())?;
+            flag::register(signal, asked.clone())?;
+        }
+        Ok(Self { asked, over })
+    }
+
+    fn requested(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 }

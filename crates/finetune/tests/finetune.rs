@@ -181,24 +181,42 @@ fn it_learns_and_the_adapter_is_read_again() {
 #[test]
 fn a_killed_run_goes_on_with_the_same_numbers() {
     let place = Place::new();
-    let more = ["--steps", "60", "--save-every", "20", "--accumulate", "2"];
-    good(&place.run("whole", &more));
-    let mut child = place.command("cut", &more).spawn().unwrap();
-    wait_for(&place.at("cut/checkpoint-20"));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(
-        !place.at("cut/adapter_model.safetensors").exists(),
-        "killed too late"
-    );
-    // What a kill in the middle of writing leaves is no checkpoint.
-    std::fs::create_dir_all(place.at("cut/.partial/rest")).unwrap();
-    let said = good(&place.run("cut", &more));
-    assert!(said.contains("going on after step "), "{said}");
-    assert_eq!(place.result("cut"), place.result("whole"));
-    assert!(!place.at("cut/checkpoint-1").exists() && place.at("cut/checkpoint-40").exists());
-    // And once more there is nothing to do.
-    assert!(good(&place.run("cut", &more)).contains("finished"));
+    let usual = ["--steps", "50", "--save-every", "10", "--accumulate", "2"];
+    for (whole, cut, more) in [
+        ("lora", "lora-cut", &[][..]),
+        (
+            "qlora",
+            "qlora-cut",
+            &["--qlora", "--dora", "--schedule", "linear"],
+        ),
+    ] {
+        let more = [&usual[..], more].concat();
+        good(&place.run(whole, &more));
+        let mut child = place.command(cut, &more).spawn().unwrap();
+        wait_for(&place.at(cut).join("checkpoint-20"));
+        // Nobody else works on it at the same time.
+        let second = refused(&place.run(cut, &more));
+        assert!(second.contains("another process"), "{second}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let adapter = place.at(cut).join("adapter_model.safetensors");
+        assert!(!adapter.exists(), "killed too late");
+        // What a kill in the middle of writing leaves is no checkpoint.
+        std::fs::create_dir_all(place.at(cut).join(".partial/rest")).unwrap();
+        let said = good(&place.run(cut, &more));
+        assert!(said.contains("going on after step "), "{said}");
+        assert_eq!(place.result(cut), place.result(whole), "{cut}");
+        let kept = |step: usize| place.at(cut).join(format!("checkpoint-{step}")).exists();
+        assert_eq!(
+            [10, 20, 30, 40, 50].map(kept),
+            [false, false, false, true, true]
+        );
+        let checkpoint = place.at(cut).join("checkpoint-50/adapter_config.json");
+        let config = std::fs::read_to_string(checkpoint).unwrap();
+        assert!(config.contains("CAUSAL_LM"), "{config}");
+        // And once more there is nothing to do.
+        assert!(good(&place.run(cut, &more)).contains("finished"));
+    }
 }
 
 #[cfg(unix)]
@@ -273,7 +291,12 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         (&["--rank", "0"], "r = 0"),
         (&["--targets", "qproj"], "qproj"),
         (&["--warmup", "2"], "--warmup"),
-        (&["--learning-rate", "-1"], "lr"),
+        (&["--learning-rate", "-1"], "--learning-rate -1"),
+        (&["--weight-decay", "NaN"], "--weight-decay NaN"),
+        (&["--max-grad-norm", "0"], "--max-grad-norm 0"),
+        (&["--accumulate", "18446744073709551615"], "--accumulate"),
+        (&["--rank", "1000000000000"], "--rank"),
+        (&["--prompt", ""], "--prompt has 0 tokens"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_finetune"));
         command
@@ -286,6 +309,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         }
         let told = refused(&command.args(more).output().unwrap());
         assert!(told.contains(said), "{more:?}: {told}");
+        assert!(!place.at("out").exists(), "{more:?} left a folder");
     }
     // A run with another model, or other settings, in the same folder.
     std::fs::create_dir_all(place.at("full")).unwrap();

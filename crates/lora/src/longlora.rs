@@ -118,7 +118,8 @@ impl ShiftedAttention {
     /// softmax(scale · q kᵀ) v for each head, over the keys of a query's group that are not later.
     ///
     /// The heads from heads / 2 on are the shifted ones. A text need not be a multiple of the group:
-    /// its last group is shorter then. Costs L · G products instead of L² / 2.
+    /// its last group is shorter then. On the CPU in f32 and f64 with the ends apart it costs L · G / 2
+    /// products instead of L² / 2; elsewhere all are computed, and hidden.
     ///
     /// # Shapes
     ///

@@ -6,6 +6,7 @@ mod fashion;
 mod generative;
 mod llama;
 mod meta;
+mod smollm2;
 mod store;
 mod vit;
 
@@ -15,7 +16,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Training = fn() -> Result<()>;
 
 /// Every checkpoint: its name and what trains it.
-const ALL: [(&str, Training); 14] = [
+const ALL: [(&str, Training); 15] = [
     ("sotu-lm", llama::base),
     ("sotu-lm-kjv", llama::tuned),
     ("fashion-cnn", cnn::base),
@@ -30,6 +31,7 @@ const ALL: [(&str, Training); 14] = [
     ("sinusoid-maml-rates", meta::maml_rates),
     ("sinusoid-pretrained", meta::pretrained),
     ("sinusoid-reptile", meta::reptile),
+    ("smollm2-hamlet", smollm2::hamlet),
 ];
 
 fn main() -> ExitCode {

@@ -4,7 +4,7 @@ use crate::Result;
 use course::candle_core::{DType, Device, Tensor, Var, safetensors};
 use course::candle_nn::VarBuilder;
 use course::data;
-use course::lora::LoraBuilder;
+use course::lora::{LoraBuilder, LoraModel};
 use course::models::Card;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -38,11 +38,45 @@ impl Told {
         config: &impl Serialize,
         held_out: impl FnOnce() -> course::Result<Vec<(&'static str, f64)>>,
     ) -> Result<PathBuf> {
+        let folder = folder_of(self.name)?;
+        let card = self.card(variables, held_out)?;
+        let half = |(name, var): &(String, Var)| Ok((name.clone(), var.to_dtype(DType::F16)?));
+        let tensors: HashMap<_, _> = variables.iter().map(half).collect::<Result<_>>()?;
+        safetensors::save(&tensors, folder.join("model.safetensors"))?;
+        json(&folder, "config.json", config)?;
+        card_beside(&folder, &card)?;
+        Ok(folder)
+    }
+
+    /// Writes the model's adapter in the same way, as PEFT reads it.
+    pub fn keep_adapter(
+        self,
+        model: &LoraModel,
+        held_out: impl FnOnce() -> course::Result<Vec<(&'static str, f64)>>,
+    ) -> Result<()> {
+        let folder = folder_of(self.name)?;
+        let card = self.card(&model.trainable_parameters(), held_out)?;
+        let mut files = model.adapter_files("default")?;
+        for tensor in files.tensors.values_mut() {
+            *tensor = tensor.to_dtype(DType::F16)?;
+        }
+        let other = &mut files.config.other;
+        other.insert("task_type".to_string(), "CAUSAL_LM".into());
+        files.write(&folder)?;
+        card_beside(&folder, &card)
+    }
+
+    /// The card, once the weights are rounded to half precision.
+    fn card(
+        self,
+        variables: &[(String, Var)],
+        held_out: impl FnOnce() -> course::Result<Vec<(&'static str, f64)>>,
+    ) -> Result<Card> {
         for (_, var) in variables {
             var.set(&var.to_dtype(DType::F16)?.to_dtype(DType::F32)?)?;
         }
         let held_out = held_out()?.into_iter();
-        let card = Card {
+        Ok(Card {
             about: self.about.into(),
             command: format!("cargo course pretrain {}", self.name),
             data: self.data,
@@ -54,17 +88,22 @@ impl Told {
             held_out: held_out.map(|(what, read)| (what.into(), read)).collect(),
             seconds: self.seconds,
             date: today()?,
-        };
-        let folder = data::folder().join("checkpoints").join(self.name);
-        std::fs::create_dir_all(&folder)?;
-        let half = |(name, var): &(String, Var)| Ok((name.clone(), var.to_dtype(DType::F16)?));
-        let tensors: HashMap<_, _> = variables.iter().map(half).collect::<Result<_>>()?;
-        safetensors::save(&tensors, folder.join("model.safetensors"))?;
-        json(&folder, "config.json", config)?;
-        json(&folder, "card.json", &card)?;
-        println!("{}", serde_json::to_string_pretty(&card)?);
-        Ok(folder)
+        })
     }
+}
+
+/// The folder of a checkpoint, made if it is missing.
+fn folder_of(name: &str) -> Result<PathBuf> {
+    let folder = data::folder().join("checkpoints").join(name);
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Writes the card, and prints it.
+fn card_beside(folder: &Path, card: &Card) -> Result<()> {
+    json(folder, "card.json", card)?;
+    println!("{}", serde_json::to_string_pretty(card)?);
+    Ok(())
 }
 
 /// Writes a file of JSON.

@@ -70,8 +70,7 @@ impl Sequences {
     /// `max_length` tokens of each, of which the end is cut off.
     ///
     /// The template is filled in up to each of the assistant's messages and with it, and what is
-    /// new is the answer. Question and answer are cut into tokens apart from each other, as they are
-    /// when the model is asked.
+    /// new is the answer; a token belongs to it that begins there.
     ///
     /// A chat whose answer begins behind `max_length` teaches nothing and is left out:
     /// [`left_out`](Self::left_out) counts these.
@@ -98,8 +97,8 @@ impl Sequences {
         Self::of(rows, tokenizer, max_length, device)
     }
 
-    /// Texts, of which every token counts and behind which `end` stands, such as `<|endoftext|>`.
-    /// A text longer than `max_length` becomes several sequences.
+    /// Texts, of which every token counts and behind which `end` stands, such as `<|endoftext|>`;
+    /// before them what the tokenizer puts there, such as `<s>`. A text longer than `max_length` becomes several sequences.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) when no text has two tokens; an `end` that is no token.
@@ -130,8 +129,10 @@ impl Sequences {
         let step = max_length.saturating_sub(1).max(1);
         let mut rows = Vec::with_capacity(texts.len());
         for text in texts {
-            let mut tokens = tokenizer.encode(text.as_ref())?;
-            tokens.push(end);
+            let mut tokens = tokenizer.encode_for_model(text.as_ref(), usize::MAX)?;
+            if tokens.last() != Some(&end) {
+                tokens.push(end);
+            }
             let tokens: Vec<(u32, bool)> = tokens.into_iter().map(|id| (id, true)).collect();
             // The last token of a piece begins the next one, so that each is predicted once.
             let mut first = 0;
@@ -264,47 +265,44 @@ fn chat_tokens(
     template: &ChatTemplate,
     end: Option<u32>,
 ) -> Result<Vec<(u32, bool)>> {
-    let (mut tokens, mut done) = (Vec::new(), String::new());
-    let mut add = |text: &str, counts: bool| -> Result<()> {
-        let ids = tokenizer.encode(text)?;
-        // What the template writes behind the mark of the end, the model never says.
-        let last = match end.filter(|_| counts) {
-            Some(end) => ids.iter().rposition(|id| *id == end),
-            None => None,
-        };
-        let last = last.unwrap_or(ids.len());
-        let ids = ids.into_iter().enumerate();
-        tokens.extend(ids.map(|(place, id)| (id, counts && place <= last)));
-        Ok(())
-    };
-    let answers = chat
-        .iter()
-        .enumerate()
-        .filter(|(_, m)| m.role == "assistant");
-    for (place, _) in answers {
+    let mut text = String::new();
+    // Where each answer begins and ends in the text.
+    let mut answers = Vec::new();
+    for (place, message) in chat.iter().enumerate() {
+        if message.role != "assistant" {
+            continue;
+        }
         let asked = template.apply(&chat[..place], true)?;
         let answered = template.apply(&chat[..=place], false)?;
-        let parts = asked
-            .strip_prefix(done.as_str())
-            .zip(answered.strip_prefix(asked.as_str()));
-        let Some((question, answer)) = parts else {
+        if !(asked.starts_with(&text) && answered.starts_with(&asked)) {
             return Err(refused(
                 "template",
                 "it writes earlier messages otherwise when there are more of them, so the answer \
                  cannot be told from the question; take one that only adds",
             ));
-        };
-        add(question, false)?;
-        add(answer, true)?;
-        done = answered;
+        }
+        answers.push(asked.len()..answered.len());
+        text = answered;
     }
-    if done.is_empty() {
+    if answers.is_empty() {
         return Err(refused(
             "chat",
             "there is no message whose role is \"assistant\" to learn; add one",
         ));
     }
-    Ok(tokens)
+    let tokens = tokenizer.encode_with_starts(&text)?;
+    let mut counted = vec![false; tokens.len()];
+    for answer in answers {
+        let own: Vec<usize> = (0..tokens.len())
+            .filter(|place| answer.contains(&tokens[*place].1))
+            .collect();
+        // What the template writes behind the mark of the end, the model never says.
+        let last = own.iter().rposition(|place| Some(tokens[*place].0) == end);
+        let said = last.map_or(own.len(), |last| last + 1);
+        own[..said].iter().for_each(|place| counted[*place] = true);
+    }
+    let ids = tokens.into_iter().map(|(id, _)| id);
+    Ok(ids.zip(counted).collect())
 }
 
 /// The endless batches of [`Sequences::batches`].
@@ -450,6 +448,29 @@ mod tests {
                 of("h", &last)
             ]
         );
+        Ok(())
+    }
+
+    /// A tokenizer that puts marks around a text, as those of Llama 2 and 3 do.
+    #[test]
+    fn a_text_has_the_marks_that_its_tokenizer_puts_around_it() -> Result<()> {
+        let mut json: serde_json::Value = serde_json::from_str(&bytes().to_json()?).unwrap();
+        let id = |token: &str| bytes().token_to_id(token).unwrap();
+        let special =
+            |token: &str| serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}});
+        let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [special("<"), text, special("|")],
+            "pair": [text],
+            "special_tokens": {
+                "<": {"id": "<", "ids": [id("<")], "tokens": ["<"]},
+                "|": {"id": "|", "ids": [id("|")], "tokens": ["|"]},
+            },
+        });
+        let marks = Tokenizer::from_json(json.to_string().as_bytes())?;
+        let all = Sequences::texts(&["ab"], &marks, "|", 9, &Device::Cpu)?;
+        assert_eq!(shown(&all, 0), ("<ab".into(), "ab|".into()));
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -61,17 +62,8 @@ impl Checkpoint {
     ///
     /// A name that does not exist, with those that do; a card that cannot be read.
     pub fn open(name: &str) -> Result<Self> {
-        let names = names();
-        if !names.iter().any(|known| known == name) {
-            return Err(Error::Model {
-                model: "Checkpoint",
-                problem: format!("there is no {name:?}; there are {}", names.join(", ")),
-            });
-        }
-        let folder = data::folder().join("checkpoints").join(name);
-        let model = Pretrained::with_remedy(&folder, "get it back with `git restore data`")?;
-        let card = serde_json::from_slice(&model.read("card.json")?)
-            .map_err(|error| model.damaged("card.json", &error.to_string()))?;
+        let (folder, card) = folder_and_card(name, "config.json")?;
+        let model = Pretrained::with_remedy(&folder, REMEDY)?;
         Ok(Self { model, card })
     }
 
@@ -91,12 +83,71 @@ impl Deref for Checkpoint {
     }
 }
 
-/// All checkpoints.
-fn names() -> Vec<String> {
+/// A folder of `data/checkpoints/` with an adapter, as PEFT lays it out, of a model that is fetched:
+/// weights in half precision, and a [`Card`].
+///
+/// ```
+/// let adapter = course::models::AdapterCheckpoint::open("smollm2-hamlet")?;
+/// assert!(adapter.folder().join("adapter_model.safetensors").is_file());
+/// assert!(adapter.card().held_out["loss"] < 3.6);
+/// # Ok::<(), course::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct AdapterCheckpoint {
+    folder: PathBuf,
+    card: Card,
+}
+
+impl AdapterCheckpoint {
+    /// The adapter of a name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::open`].
+    pub fn open(name: &str) -> Result<Self> {
+        let (folder, card) = folder_and_card(name, "adapter_config.json")?;
+        Ok(Self { folder, card })
+    }
+
+    /// The folder, for [`LoraModel::load_adapter`](lora::LoraModel::load_adapter).
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How it came about.
+    #[must_use]
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+}
+
+/// What to do about a damaged file.
+const REMEDY: &str = "get it back with `git restore data`";
+
+/// The folder of a name, if there is one with this file, and its card.
+fn folder_and_card(name: &str, file: &str) -> Result<(PathBuf, Card)> {
+    let names = names(file);
+    if !names.iter().any(|known| known == name) {
+        return Err(Error::Model {
+            model: "Checkpoint",
+            problem: format!("there is no {name:?}; there are {}", names.join(", ")),
+        });
+    }
+    let folder = data::folder().join("checkpoints").join(name);
+    let file = folder.join("card.json");
+    let bytes = std::fs::read(&file).map_err(Error::file(&file))?;
+    let card = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::damaged(file.display(), &error.to_string(), REMEDY))?;
+    Ok((folder, card))
+}
+
+/// All checkpoints with this file.
+fn names(file: &str) -> Vec<String> {
     let entries = std::fs::read_dir(data::folder().join("checkpoints"));
     let entries = entries.into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
-        .filter(|entry| entry.path().join("card.json").is_file())
+        .filter(|entry| entry.path().join(file).is_file())
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();

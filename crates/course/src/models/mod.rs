@@ -16,7 +16,7 @@ mod vae;
 mod vit;
 
 pub use bert::{Bert, BertConfig, HiddenAct};
-pub use checkpoint::{Card, Checkpoint};
+pub use checkpoint::{AdapterCheckpoint, Card, Checkpoint};
 pub use classifier::Classifier;
 pub use cnn::{Cnn, CnnConfig};
 pub use gan::{Discriminator, GanConfig, Generator};

@@ -78,7 +78,7 @@ pub struct ChatTemplate {
 const NAME: &str = "chat";
 
 /// `tokenizer_config.json`.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
     bos_token: Option<Token>,
@@ -107,12 +107,42 @@ enum Token {
 }
 
 impl Token {
-    fn text(token: Option<Self>) -> String {
-        match token {
-            Some(Self::Text(text) | Self::Added { content: text }) => text,
-            None => String::new(),
-        }
+    fn text(token: Option<Self>) -> Option<String> {
+        token.map(|(Self::Text(text) | Self::Added { content: text })| text)
     }
+}
+
+impl TokenizerConfig {
+    /// That of a folder; nothing where it has none.
+    fn read(folder: &Path) -> Result<Self> {
+        let file = folder.join("tokenizer_config.json");
+        if !file.exists() {
+            return Ok(Self::default());
+        }
+        let bytes = std::fs::read(&file).map_err(Error::file(&file))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| refused(format!("{}: {error}", file.display())))
+    }
+}
+
+/// The token that ends a text, by `tokenizer_config.json`.
+pub(crate) fn eos_token_of_folder(folder: &Path) -> Result<Option<String>> {
+    Ok(Token::text(TokenizerConfig::read(folder)?.eos_token))
+}
+
+/// The same, by a GGUF file.
+pub(crate) fn eos_token_of_gguf(content: &Content) -> Option<String> {
+    token_of_gguf(content, "tokenizer.ggml.eos_token_id")
+}
+
+fn token_of_gguf(content: &Content, key: &str) -> Option<String> {
+    let id = content.metadata.get(key)?.to_u32().ok()?;
+    let tokens = content
+        .metadata
+        .get("tokenizer.ggml.tokens")?
+        .to_vec()
+        .ok()?;
+    Some(tokens.get(id as usize)?.to_string().ok()?.clone())
 }
 
 impl ChatTemplate {
@@ -151,10 +181,7 @@ impl ChatTemplate {
 
     /// The template of a folder as Hugging Face lays it out.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
-        let file = folder.join("tokenizer_config.json");
-        let bytes = std::fs::read(&file).map_err(Error::file(&file))?;
-        let config: TokenizerConfig = serde_json::from_slice(&bytes)
-            .map_err(|error| refused(format!("{}: {error}", file.display())))?;
+        let config = TokenizerConfig::read(folder)?;
         let alone = folder.join("chat_template.jinja");
         let jinja = if alone.is_file() {
             Some(std::fs::read_to_string(&alone).map_err(Error::file(&alone))?)
@@ -169,33 +196,30 @@ impl ChatTemplate {
         };
         let Some(jinja) = jinja else {
             return Err(refused(format!(
-                "{} has no chat_template; take a model that was trained to chat, such as one \
+                "{} has no chat template; take a model that was trained to chat, such as one \
                  whose name ends in Instruct",
-                file.display()
+                folder.display()
             )));
         };
-        let (bos, eos) = (Token::text(config.bos_token), Token::text(config.eos_token));
-        Self::new(jinja, bos, eos)
+        let text = |token| Token::text(token).unwrap_or_default();
+        Self::new(jinja, text(config.bos_token), text(config.eos_token))
     }
 
     /// The template of a GGUF file.
     pub(crate) fn from_gguf(content: &Content) -> Result<Self> {
-        let value = |key: &str| content.metadata.get(key);
-        let jinja = value("tokenizer.chat_template").and_then(|v| v.to_string().ok());
-        let Some(jinja) = jinja else {
+        let jinja = content.metadata.get("tokenizer.chat_template");
+        let Some(jinja) = jinja.and_then(|v| v.to_string().ok()) else {
             return Err(refused(
                 "the GGUF file has no tokenizer.chat_template".into(),
             ));
         };
-        let tokens = value("tokenizer.ggml.tokens").and_then(|v| v.to_vec().ok());
-        let token = |key: &str| {
-            let id = value(key)?.to_u32().ok()?;
-            let token = tokens?.get(id as usize)?.to_string().ok()?;
-            Some(token.clone())
-        };
-        let bos = token("tokenizer.ggml.bos_token_id").unwrap_or_default();
-        let eos = token("tokenizer.ggml.eos_token_id").unwrap_or_default();
-        Self::new(jinja.clone(), bos, eos)
+        let bos = token_of_gguf(content, "tokenizer.ggml.bos_token_id");
+        let eos = eos_token_of_gguf(content);
+        Self::new(
+            jinja.clone(),
+            bos.unwrap_or_default(),
+            eos.unwrap_or_default(),
+        )
     }
 
     /// The text of a chat; with `add_generation_prompt` what makes the model answer stands at its
@@ -213,6 +237,9 @@ impl ChatTemplate {
         let messages: Vec<Value> = messages.iter().map(pairs).collect();
         let filled = template.render(context! {
             messages,
+            // As transformers: known, and nothing.
+            tools => (),
+            documents => (),
             add_generation_prompt,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
@@ -224,5 +251,66 @@ impl ChatTemplate {
     #[must_use]
     pub fn eos_token(&self) -> &str {
         &self.eos_token
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn templates_of_every_place_and_form() -> Result<()> {
+        let chat = [Message::user(" Hi ")];
+        let config = r#"{"eos_token": {"content": "</s>"}, "bos_token": null, "chat_template":
+            [{"name": "tool_use", "template": "x"}, {"name": "default", "template":
+            "{% for m in messages %}{{ m['content'].strip() }}{{ eos_token }}{% endfor %}"}]}"#;
+        let several = folder(&[("tokenizer_config.json", config)]);
+        assert_eq!(
+            ChatTemplate::open(several.path())?.apply(&chat, false)?,
+            "Hi</s>"
+        );
+        assert_eq!(
+            eos_token_of_folder(several.path())?.as_deref(),
+            Some("</s>")
+        );
+        // A file of its own goes first.
+        let alone = "{%- if tools is not none %}tools{% endif -%}\n{{ messages[0].role }}";
+        let both = folder(&[
+            ("tokenizer_config.json", config),
+            ("chat_template.jinja", alone),
+        ]);
+        assert_eq!(
+            ChatTemplate::open(both.path())?.apply(&chat, false)?,
+            "user"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_template_is_refused() {
+        let said = |files: &[(&str, &str)]| {
+            let folder = folder(files);
+            let template = ChatTemplate::open(folder.path());
+            let chat = [Message::user("Hi")];
+            template
+                .and_then(|template| template.apply(&chat, true))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(said(&[]).contains("no chat template"));
+        assert!(said(&[("tokenizer_config.json", "{")]).contains("tokenizer_config.json"));
+        assert!(said(&[("chat_template.jinja", "{% for")]).contains("no Jinja"));
+        let raises = "{{ raise_exception('roles must alternate') }}";
+        assert!(said(&[("chat_template.jinja", raises)]).contains("roles must alternate"));
+        let empty = folder(&[]);
+        assert_eq!(eos_token_of_folder(empty.path()).unwrap(), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Text to tokens and back, by the `tokenizer.json` of Hugging Face.
 
 mod batch;
-mod chat;
+pub(crate) mod chat;
 mod gguf;
 
 use std::fmt;
@@ -164,6 +164,18 @@ impl Tokenizer {
         let encoding = self.inner.get().encode_fast(text, false);
         let encoding = encoding.map_err(|error| refused(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`encode`](Self::encode), each token with the byte of the text at which it begins.
+    ///
+    /// # Errors
+    ///
+    /// What the crate tokenizers reports.
+    pub(crate) fn encode_with_starts(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let encoding = self.inner.get().encode(text, false);
+        let encoding = encoding.map_err(|error| refused(error.to_string()))?;
+        let starts = encoding.get_offsets().iter().map(|(start, _)| *start);
+        Ok(encoding.get_ids().iter().copied().zip(starts).collect())
     }
 
     /// The tokens of a text as the model reads it: with the special tokens that its

@@ -248,6 +248,20 @@ impl LlamaConfig {
                 "num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv}"
             ));
         }
+        // A table of all positions is made.
+        if self.max_position_embeddings > 1 << 22 {
+            return refuse(format!(
+                "max_position_embeddings = {} is more than 4,194,304",
+                self.max_position_embeddings
+            ));
+        }
+        let positive = |number: f64| number.is_finite() && number > 0.0;
+        if !positive(self.rope_theta) || !positive(self.rms_norm_eps) {
+            return refuse(format!(
+                "rope_theta = {} and rms_norm_eps = {} must be above 0",
+                self.rope_theta, self.rms_norm_eps
+            ));
+        }
         if !self.hidden_size.is_multiple_of(heads) || !self.head_dim().is_multiple_of(2) {
             return refuse(format!(
                 "hidden_size = {} must split into {heads} heads of an even size",

@@ -291,6 +291,35 @@ impl Llama {
         Ok(maps)
     }
 
+    /// What the weights take in memory, in bytes, without adapters.
+    ///
+    /// ```
+    /// use course::prelude::*;
+    /// use lora::quant::QuantConfig;
+    ///
+    /// let base = Checkpoint::open("sotu-lm")?;
+    /// let (full, _) = base.frozen(&Device::Cpu, Llama::new)?;
+    /// assert_eq!(full.weights_bytes(), 4 * full.config().parameter_count());
+    /// let (four, _) = base.quantized(&Device::Cpu, &QuantConfig::default(), Llama::new)?;
+    /// assert!(four.weights_bytes() < full.weights_bytes() / 4);
+    /// # Ok::<(), course::Error>(())
+    /// ```
+    #[must_use]
+    pub fn weights_bytes(&self) -> usize {
+        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let layer = |layer: &Layer| {
+            let norms = of(&layer.input_layernorm) + of(&layer.post_attention_layernorm);
+            let matrices = layer.matrices().map(|matrix| matrix.base().bytes());
+            norms + matrices.iter().sum::<usize>()
+        };
+        let head = self
+            .lm_head
+            .as_ref()
+            .map_or(0, |head| of(head.base().weight()));
+        let layers: usize = self.layers.iter().map(layer).sum();
+        of(&self.tied()) + of(&self.norm) + head + layers
+    }
+
     /// The sizes.
     #[must_use]
     pub fn config(&self) -> &LlamaConfig {
@@ -318,6 +347,18 @@ impl Llama {
 }
 
 impl Layer {
+    fn matrices(&self) -> [&LoraAnyLinear; 7] {
+        [
+            &self.q_proj,
+            &self.k_proj,
+            &self.v_proj,
+            &self.o_proj,
+            &self.gate_proj,
+            &self.up_proj,
+            &self.down_proj,
+        ]
+    }
+
     /// q, k and v of normed inputs, q and k turned to their positions.
     fn project(&self, pass: &Pass<'_>, n: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, length, _) = n.dims3()?;

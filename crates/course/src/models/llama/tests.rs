@@ -140,6 +140,12 @@ fn what_does_not_fit_is_refused() {
             "biases",
         ),
         ("\"mlp_bias\": false", "\"mlp_bias\": true", "biases"),
+        ("\"rope_theta\": 10000.0", "\"rope_theta\": 0.0", "above 0"),
+        (
+            "\"max_position_embeddings\": 32",
+            "\"max_position_embeddings\": 4294967295",
+            "max_position_embeddings = 4294967295",
+        ),
         ("\"head_dim\": 4", "\"head_dim\": 8", "head_dim is 8"),
     ] {
         let error = with(from, to);

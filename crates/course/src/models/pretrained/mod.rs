@@ -13,7 +13,7 @@ use lora::{LoraBuilder, LoraModel};
 
 use super::{BertConfig, CnnConfig, GanConfig, LlamaConfig, QNetworkConfig, VaeConfig, ViTConfig};
 use crate::meta::MetaConfig;
-use crate::tokenizer::{ChatTemplate, Tokenizer};
+use crate::tokenizer::{ChatTemplate, Tokenizer, chat};
 use crate::{Error, Result, data};
 
 use gguf::Gguf;
@@ -116,9 +116,9 @@ impl Pretrained {
         let is_gguf = path.extension().is_some_and(|kind| kind == "gguf");
         let inside = path.join(GGUF);
         let source = if is_gguf && path.is_file() {
-            Source::Gguf(Arc::new(Gguf::open(path)?))
+            Source::Gguf(Arc::new(Gguf::open(path, remedy)?))
         } else if inside.is_file() && !path.join(WEIGHTS).exists() {
-            Source::Gguf(Arc::new(Gguf::open(&inside)?))
+            Source::Gguf(Arc::new(Gguf::open(&inside, remedy)?))
         } else {
             for file in ["config.json", WEIGHTS] {
                 let path = path.join(file);
@@ -194,7 +194,8 @@ impl Pretrained {
     /// QLoRA: [`LoraBuilder::quantized`]. A [`Llama`](super::Llama)'s seven matrices in each layer
     /// take it; its embedding does not.
     ///
-    /// The weights are read and quantised one by one, so the model never stands in memory in full.
+    /// The weights of a GGUF file are read and quantised one by one, so the model never stands in
+    /// memory in full; a `model.safetensors` is held as it lies on the disk until the model is made.
     ///
     /// # Errors
     ///
@@ -286,6 +287,25 @@ impl Pretrained {
         }
     }
 
+    /// The token that ends a text, by `tokenizer_config.json` or the GGUF file; none where neither
+    /// says.
+    ///
+    /// # Errors
+    ///
+    /// A `tokenizer_config.json` that cannot be read.
+    pub fn eos_token(&self) -> Result<Option<String>> {
+        match &self.source {
+            Source::Gguf(gguf) => Ok(chat::eos_token_of_gguf(gguf.content())),
+            Source::Folder(folder) => chat::eos_token_of_folder(folder),
+        }
+    }
+
+    /// The file with the weights.
+    #[must_use]
+    pub fn weights_file(&self) -> PathBuf {
+        self.path_of(WEIGHTS)
+    }
+
     /// The size of the file with the weights in bytes.
     ///
     /// # Errors
@@ -298,7 +318,7 @@ impl Pretrained {
     /// # Ok::<(), course::Error>(())
     /// ```
     pub fn weights_bytes(&self) -> Result<u64> {
-        let path = self.path_of(WEIGHTS);
+        let path = self.weights_file();
         let metadata = std::fs::metadata(&path).map_err(Error::file(&path))?;
         Ok(metadata.len())
     }

@@ -175,7 +175,8 @@ impl Groups {
     }
 }
 
-/// [`attention`] with a causal mask inside of groups: what lies between them costs nothing.
+/// [`attention`] with a causal mask inside of groups: where it is one pass, what lies between them
+/// costs nothing.
 pub(crate) fn grouped_attention(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     scale: f64,
