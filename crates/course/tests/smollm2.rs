@@ -8,6 +8,7 @@ use std::io::{Cursor, Seek};
 
 use candle_transformers::models::quantized_llama::ModelWeights;
 use course::candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use course::models::AdapterCheckpoint;
 use course::prelude::*;
 use course::tokenizer::Message;
 use lora::quant::QuantConfig;
@@ -74,20 +75,26 @@ fn tokens_and_chats_are_those_of_transformers() {
 #[test]
 fn logits_and_answers_are_those_of_transformers() {
     let (base, expected) = (smollm2(), expected());
-    let (llama, model) = base.frozen(&Device::Cpu, Llama::new).unwrap();
+    let (llama, mut model) = base.frozen(&Device::Cpu, Llama::new).unwrap();
     assert_eq!(llama.config(), &LlamaConfig::smollm2_135m());
     assert_eq!(model.parameter_count().all, 134_515_008);
     let file = format!("{FIXTURES}/logits.safetensors");
     let logits = course::candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    // The fixture holds every 64th logit of each place.
+    let every = Tensor::arange_step(0u32, 49_152, 64, &Device::Cpu).unwrap();
+    let some = |given: &[u32]| {
+        let got = llama.forward_t(&row(given), false).unwrap();
+        got.squeeze(0).unwrap().index_select(&every, 1).unwrap()
+    };
+    let equal = |given: &[u32], name: &str| {
+        let (got, want) = (some(given), &logits[name]);
+        let off = largest(&(&got - want).unwrap()) / largest(want);
+        println!("{name} differ by {off:e} of the largest");
+        assert!(off < 1e-5, "{name}: {off:e}");
+    };
     for (number, prompt) in expected["prompts"].as_array().unwrap().iter().enumerate() {
         let given = ids(&prompt["ids"]);
-        let want = &logits[&format!("logits.{number}")];
-        let every = Tensor::arange_step(0u32, 49_152, 64, &Device::Cpu).unwrap();
-        let got = llama.forward_t(&row(&given), false).unwrap();
-        let got = got.squeeze(0).unwrap().index_select(&every, 1).unwrap();
-        let off = largest(&(&got - want).unwrap()) / largest(want);
-        println!("prompt {number}: logits differ by {off:e} of the largest");
-        assert!(off < 1e-5, "prompt {number}: {off:e}");
+        equal(&given, &format!("logits.{number}"));
 
         let how = GenerationConfig {
             max_new_tokens: 24,
@@ -99,6 +106,14 @@ fn logits_and_answers_are_those_of_transformers() {
         let want = ids(&prompt["greedy"]);
         assert_eq!(new[..want.len()], want, "prompt {number}");
     }
+
+    // With the committed adapter they are those of PEFT.
+    let given = &prompts()[2];
+    let before = some(given);
+    let adapter = AdapterCheckpoint::open("smollm2-hamlet").unwrap();
+    model.load_adapter(adapter.folder(), "hamlet").unwrap();
+    equal(given, "logits.hamlet");
+    assert!(largest(&(some(given) - before).unwrap()) > 1.0);
 }
 
 /// The file with all weights in f32, so that candle's products do not round what they multiply.
