@@ -219,6 +219,29 @@ fn a_killed_run_goes_on_with_the_same_numbers() {
     }
 }
 
+/// Batches of other lengths count by their tokens: the step is that of one large batch.
+#[test]
+fn accumulated_batches_are_one_large_batch() {
+    let place = Place::new();
+    let texts = [
+        "To be.",
+        "Or not to be, that is the question of today.",
+        "Words.",
+        "The rest is silence, my lord.",
+    ];
+    let lines = texts.map(|text| serde_json::json!({ "text": text }).to_string());
+    place.write("texts.jsonl", &lines.join("\n"));
+    good(&place.run("large", &["--steps", "3", "--batch", "4"]));
+    good(&place.run(
+        "small",
+        &["--steps", "3", "--batch", "2", "--accumulate", "2"],
+    ));
+    let (large, small) = (place.result("large").1, place.result("small").1);
+    for (large, small) in large.iter().zip(&small) {
+        assert!((large - small).abs() < 1e-4, "{large} and {small}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_stopped_run_keeps_what_it_has() {
