@@ -236,7 +236,7 @@ impl<'a> LoraBuilder<'a> {
     /// # use lora::{LoraBuilder, quant::QuantConfig};
     /// let b = LoraBuilder::new(VarBuilder::zeros(DType::F32, &Device::Cpu));
     /// let layer = b.quantized(QuantConfig::default()).pp("fc").any_linear(128, 64)?;
-    /// assert_eq!(layer.base().bytes(), 4229); // of 32,768 in f32
+    /// assert_eq!(layer.base().bytes(), 4232); // of 32,768 in f32
     /// # Ok::<(), lora::Error>(())
     /// ```
     #[must_use]

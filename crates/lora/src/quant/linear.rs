@@ -93,7 +93,7 @@ impl Module for Linear4bit {
 /// let four = AnyLinear::from(Linear4bit::quantize(&full, &QuantConfig::default())?);
 /// let x = Tensor::ones((2, 64), DType::F32, &Device::Cpu)?;
 /// assert_eq!(four.forward(&x)?.to_vec2::<f32>()?, full.forward(&x)?.to_vec2::<f32>()?);
-/// assert_eq!((AnyLinear::from(full).bytes(), four.bytes()), (768, 101));
+/// assert_eq!((AnyLinear::from(full).bytes(), four.bytes()), (768, 107));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
