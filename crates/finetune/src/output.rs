@@ -151,7 +151,7 @@ impl Output {
                 folder.display()
             )
         };
-        let read = || -> Result<(History, BTreeMap<String, Tensor>)> {
+        let read = || -> Result<(History, HashMap<String, Tensor>)> {
             let history: History = serde_json::from_slice(&fs::read(folder.join(STATE))?)?;
             ensure!(
                 history.losses.len() == step,
@@ -159,20 +159,18 @@ impl Output {
                 history.losses.len()
             );
             let tensors = safetensors::load(folder.join(TENSORS), &Device::Cpu)?;
-            Ok((history, tensors.into_iter().collect()))
+            Ok((history, tensors))
         };
-        let (history, mut tensors) = read().with_context(told)?;
-        let parameters = model.trainable_parameters();
-        let mut state = BTreeMap::new();
-        for name in tensors.keys().cloned().collect::<Vec<_>>() {
-            if let Some(own) = name.strip_prefix(OPTIMIZER)
-                && let Some(tensor) = tensors.remove(&name)
-            {
-                state.insert(own.to_string(), tensor);
-            }
+        let (history, saved) = read().with_context(told)?;
+        let (mut tensors, mut state) = (BTreeMap::new(), BTreeMap::new());
+        for (name, tensor) in saved {
+            match name.strip_prefix(OPTIMIZER) {
+                Some(own) => state.insert(own.to_string(), tensor),
+                None => tensors.insert(name, tensor),
+            };
         }
-        let taken =
-            take(&parameters, &tensors).and_then(|()| Ok(optimizer.load_state_dict(&state)?));
+        let taken = take(&model.trainable_parameters(), &tensors)
+            .and_then(|()| Ok(optimizer.load_state_dict(&state)?));
         taken.with_context(told)?;
         Ok(Some(history))
     }

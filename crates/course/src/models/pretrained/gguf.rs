@@ -195,7 +195,7 @@ impl Gguf {
     }
 
     /// A text of the metadata.
-    pub fn text(&self, key: &str) -> Result<&str> {
+    fn text(&self, key: &str) -> Result<&str> {
         let text = self.value(key)?.to_string();
         text.map(String::as_str)
             .map_err(|_| self.refused(key, "no text"))
