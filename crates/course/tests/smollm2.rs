@@ -11,7 +11,7 @@ use course::candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use course::models::AdapterCheckpoint;
 use course::prelude::*;
 use course::tokenizer::Message;
-use lora::quant::QuantConfig;
+use lora::quant::{QuantConfig, quantize};
 use serde_json::Value;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/smollm2");
@@ -178,18 +178,28 @@ fn logits_are_those_of_candle_transformers() {
     }
 }
 
-/// The weights as a clone of a repository of Hugging Face's hub.
-#[test]
-fn a_folder_gives_the_same_as_the_file() {
-    let (base, folder) = (smollm2(), tempfile::tempdir().unwrap());
-    let tensors: HashMap<String, Tensor> =
-        base.tensors(&Device::Cpu).unwrap().into_iter().collect();
+/// The weights, of which each may be changed, as a clone of a repository of Hugging Face's hub.
+fn as_folder(base: &Pretrained, change: impl Fn(&str, Tensor) -> Tensor) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = base.tensors(&Device::Cpu).unwrap().into_iter();
+    let changed = tensors.map(|(name, tensor)| {
+        let tensor = change(&name, tensor);
+        (name, tensor)
+    });
+    let tensors: HashMap<String, Tensor> = changed.collect();
     assert_eq!(tensors.len(), 272);
     let file = |name: &str| folder.path().join(name);
     course::candle_core::safetensors::save(&tensors, file("model.safetensors")).unwrap();
-    drop(tensors);
     let config: LlamaConfig = base.config().unwrap();
     std::fs::write(file("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
+    folder
+}
+
+#[test]
+fn a_folder_gives_the_same_as_the_file() {
+    let base = smollm2();
+    let folder = as_folder(&base, |_, tensor| tensor);
+    let file = |name: &str| folder.path().join(name);
     std::fs::write(
         file("tokenizer.json"),
         base.tokenizer().unwrap().to_json().unwrap(),
@@ -229,15 +239,23 @@ fn in_4_bits_it_is_a_coarser_model_with_the_same_adapters() {
     let (llama, mut model) = base.quantized(&Device::Cpu, &nf4, Llama::new).unwrap();
     assert_eq!(model.parameter_count().all, 134_515_008);
     let (full, _) = base.frozen(&Device::Cpu, Llama::new).unwrap();
+    // The same rounded weights, written out in f32.
+    let folder = as_folder(&base, |name, tensor| match name.contains("_proj.") {
+        true => quantize(&tensor, &nf4).unwrap().dequantize().unwrap(),
+        false => tensor,
+    });
+    let rounded = Pretrained::open(folder.path()).unwrap();
+    let (rounded, _) = rounded.frozen(&Device::Cpu, Llama::new).unwrap();
     let ids = &prompts()[2];
-    let last = |llama: &Llama| {
-        let all = llama.forward_t(&row(ids), false).unwrap();
-        all.i((0, ids.len() - 1)).unwrap()
-    };
-    let (ours, want) = (last(&llama), last(&full));
-    let off = largest(&(&ours - &want).unwrap()) / largest(&want);
-    println!("logits in NF4 differ by {off:e} of the largest");
-    assert!(off > 1e-3 && off < 0.3, "{off}");
+    let logits = |llama: &Llama| llama.forward_t(&row(ids), false).unwrap();
+    let (ours, want) = (logits(&llama), logits(&rounded));
+    let off = |want: &Tensor| largest(&(&ours - want).unwrap()) / largest(want);
+    let (exact, coarser) = (off(&want), off(&logits(&full)));
+    println!(
+        "logits in NF4: {exact:e} from those of the rounded weights, {coarser:e} from the file's"
+    );
+    assert!(exact < 1e-5, "{exact:e}");
+    assert!(coarser > 0.01, "{coarser:e}");
     let lora = LoraConfig::new(8, 16.0).with_targets(TargetModules::AllLinear);
     model.add_adapter("default", &lora, &mut rng(1)).unwrap();
     // Seven matrices in each of 30 layers.

@@ -306,3 +306,70 @@ fn sha256(file: &Path) -> Result<String> {
     };
     hash().with_context(|| file.display().to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lora::optim::Schedule;
+
+    fn settings(more: &[&str], sequences: usize) -> Settings {
+        let file = file!().rsplit('/').next().unwrap();
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let here = here.display().to_string();
+        let usual = ["finetune", "--model", "m", "--data", &here, "--out", "o"];
+        let arguments = Arguments::parse_from([&usual, more].concat());
+        arguments.check().unwrap();
+        arguments
+            .settings(Path::new(&here), (sequences, 128))
+            .unwrap()
+    }
+
+    #[test]
+    fn epochs_are_steps_of_all_their_passes() {
+        let steps = |more: &[&str]| settings(more, 100).steps;
+        assert_eq!(steps(&[]), 25);
+        assert_eq!(steps(&["--batch", "8"]), 13);
+        assert_eq!(steps(&["--batch", "5", "--accumulate", "4"]), 5);
+        assert_eq!(steps(&["--epochs", "2.5"]), 63);
+        assert_eq!(steps(&["--epochs", "0.001"]), 1);
+        assert_eq!(steps(&["--steps", "7", "--accumulate", "4"]), 7);
+    }
+
+    #[test]
+    fn the_adapter_is_what_was_asked_for() {
+        let lora = settings(&[], 9).lora();
+        let usual = LoraConfig::new(16, 32.0).with_targets(TargetModules::AllLinear);
+        assert_eq!(lora, usual);
+        let more = [
+            "--rank",
+            "4",
+            "--alpha",
+            "8",
+            "--rslora",
+            "--targets",
+            "q_proj, v_proj",
+        ];
+        let wanted = LoraConfig::new(4, 8.0).with_targets(["q_proj", "v_proj"]);
+        assert_eq!(settings(&more, 9).lora(), wanted.with_rslora(true));
+        let dora = settings(&["--dora", "--targets", "q_proj"], 9).lora();
+        let wanted = LoraConfig::new(16, 32.0).with_targets(TargetModules::from("q_proj"));
+        assert_eq!(dora, wanted.with_dora(true));
+        assert_eq!(settings(&[], 9).quantization(), None);
+        let fp4 = settings(&["--qlora", "--quant-type", "fp4"], 9).quantization();
+        assert_eq!(fp4.unwrap().quant_type, QuantType::Fp4);
+    }
+
+    #[test]
+    fn the_learning_rate_goes_as_was_asked_for() {
+        let schedule = |more: &[&str]| {
+            let more = [&["--steps", "50", "--warmup", "0.1"], more].concat();
+            settings(&more, 9).schedule()
+        };
+        let warmup_steps = 5;
+        assert_eq!(schedule(&[]), Schedule::Cosine { warmup_steps });
+        let linear = schedule(&["--schedule", "linear"]);
+        assert_eq!(linear, Schedule::Linear { warmup_steps });
+        let constant = schedule(&["--schedule", "constant"]);
+        assert_eq!(constant, Schedule::Constant { warmup_steps });
+    }
+}

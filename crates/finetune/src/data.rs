@@ -209,6 +209,40 @@ mod tests {
         Ok(())
     }
 
+    /// A tokenizer that puts marks around a text, as those of Llama 2 and 3 do: the prompt is not
+    /// ended before the answer.
+    #[test]
+    fn a_prompt_has_its_beginning_and_no_end() -> Result<()> {
+        let bytes = Tokenizer::train(&[""], 257)?;
+        let id = |token: &str| bytes.token_to_id(token).unwrap();
+        let special =
+            |token: &str| serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}});
+        let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+        let mut json: serde_json::Value = serde_json::from_str(&bytes.to_json()?)?;
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [special("<"), text, special("|")],
+            "pair": [text],
+            "special_tokens": {
+                "<": {"id": "<", "ids": [id("<")], "tokens": ["<"]},
+                "|": {"id": "|", "ids": [id("|")], "tokens": ["|"]},
+            },
+        });
+        let words = Words {
+            tokenizer: Tokenizer::from_json(json.to_string().as_bytes())?,
+            template: ChatTemplate::new("{{ messages[0].content }}!", "", "|"),
+            end: "|".into(),
+        };
+        let (ids, end) = words.asked("ab", false)?;
+        assert_eq!(ids, ["<", "a", "b"].map(id));
+        assert_eq!(end, Some(id("|")));
+        // A chat has the marks that its template writes.
+        let (ids, end) = words.asked("ab", true)?;
+        assert_eq!(ids, ["a", "b", "!"].map(id));
+        assert_eq!(end, Some(id("|")));
+        Ok(())
+    }
+
     #[test]
     fn a_bad_line_is_named() {
         for (lines, said) in [

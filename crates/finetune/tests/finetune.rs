@@ -51,14 +51,10 @@ impl Place {
         command.arg("--model").arg(model());
         command.arg("--data").arg(self.at("texts.jsonl"));
         command.arg("--out").arg(self.at(out));
-        command.args([
-            "--learning-rate",
-            "0.02",
-            "--rank",
-            "4",
-            "--max-length",
-            "32",
-        ]);
+        command.args(["--rank", "4", "--max-length", "32"]);
+        if !more.contains(&"--learning-rate") {
+            command.args(["--learning-rate", "0.02"]);
+        }
         command.args(more).stdin(Stdio::null());
         command
     }
@@ -242,6 +238,25 @@ fn accumulated_batches_are_one_large_batch() {
     }
 }
 
+/// A gradient of a length that AdamW takes for nothing: the model stays.
+#[test]
+fn the_longest_gradient_is_kept_to() {
+    let place = Place::new();
+    let losses = |out: &str, more: &[&str]| {
+        good(&place.run(out, &[&["--steps", "6"], more].concat()));
+        place.result(out).1
+    };
+    let still = losses("still", &["--learning-rate", "0"]);
+    let clipped = losses("clipped", &["--max-grad-norm", "1e-14"]);
+    let learns = losses("learns", &[]);
+    let apart = |other: &[f64]| {
+        let apart = still.iter().zip(other).map(|(a, b)| (a - b).abs());
+        apart.fold(0.0, f64::max)
+    };
+    assert!(apart(&clipped) < 1e-4, "{clipped:?} for {still:?}");
+    assert!(apart(&learns) > 0.1, "{learns:?} for {still:?}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_stopped_run_keeps_what_it_has() {
@@ -288,6 +303,18 @@ fn a_damaged_checkpoint_is_named() {
     let said = refused(&place.run("run", &more));
     assert!(
         said.contains(&newest.display().to_string()) && said.contains("delete it"),
+        "{said}"
+    );
+    // Whole again, but the losses are those of another step.
+    std::fs::write(&tensors, &whole).unwrap();
+    let state = newest.join("trainer_state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&text).unwrap();
+    other["losses"].as_array_mut().unwrap().pop();
+    std::fs::write(&state, other.to_string()).unwrap();
+    let said = refused(&place.run("run", &more));
+    assert!(
+        said.contains("losses") && said.contains("delete it"),
         "{said}"
     );
 }

@@ -294,6 +294,17 @@ mod tests {
         Ok(())
     }
 
+    /// As Jinja is set by transformers: a line with nothing but a block leaves nothing.
+    #[test]
+    fn lines_of_blocks_are_not_in_the_text() -> Result<()> {
+        let jinja = "{% for m in messages %}\n  {% if m %}\n{{ m.content }},\n  {% endif %}\n\
+                     {% endfor %}\nend";
+        let chat = [Message::user("a"), Message::user("b")];
+        let text = ChatTemplate::new(jinja, "", "")?.apply(&chat, false)?;
+        assert_eq!(text, "a,\nb,\nend");
+        Ok(())
+    }
+
     #[test]
     fn what_is_no_template_is_refused() {
         let said = |files: &[(&str, &str)]| {
