@@ -7,11 +7,20 @@ import sys
 import pytest
 from conftest import notebook, program
 
+# Writes when its cell has long ended.
+LATE = (
+    "std::thread::spawn(|| {\n"
+    "    std::thread::sleep(std::time::Duration::from_millis(250));\n"
+    '    eprintln!("a warning");\n'
+    "});"
+)
+
 # What is wrong, the cell, its tags, whether it is well, the failing line, what the report says.
 CASES = {
     "good": ('println!("{}", 6 * 7);', (), True, None, ""),
     "allowed_stderr": ('eprintln!("a warning");', ("stderr-ok",), True, None, ""),
     "stderr": ('let a = 1;\neprintln!("a warning");', (), False, None, "a warning"),
+    "late_stderr": (LATE, (), False, None, "a warning"),
     "panic": ('let a = 1;\nassert_eq!(a, 2, "one");', (), False, 2, "one"),
     "question_mark": (
         "let a = Tensor::zeros(3, DType::F32, &Device::Cpu)?.reshape((2, 2));\n"
@@ -44,3 +53,13 @@ def test_plain_nbconvert_and_the_runner_agree(name, tmp_path):
     if not well:
         assert (report["cell"], report["line"]) == (2, line), report
         assert words in report["message"]
+
+
+def test_what_comes_while_another_cell_runs_is_a_failure_too(tmp_path):
+    path = notebook(tmp_path / "lesson.ipynb", LATE, 'println!("next");', 'println!("more");')
+    run = [sys.executable, "-m", "course_jupyter.run", str(path)]
+    ran = subprocess.run(run, capture_output=True, text=True, check=True)
+    report = json.loads(ran.stdout.splitlines()[-1])
+    # evcxr names the cell that runs when the word comes.
+    assert not report["ok"] and report["cell"] in (2, 3, 4), report
+    assert "a warning" in report["message"]

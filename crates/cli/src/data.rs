@@ -293,6 +293,18 @@ fn size(bytes: u64) -> String {
     }
 }
 
+/// The interpreter of the course's own Python environment, made if it is missing.
+pub fn environment(home: &Home) -> Result<PathBuf> {
+    fetch::environment(home)
+}
+
+/// The folder of a set, downloaded if it is missing.
+pub fn obtained(home: &Home, checkout: &Checkout, name: &str) -> Result<PathBuf> {
+    let manifest = Manifest::read(checkout)?;
+    fetch::one(home, name, manifest.set(name)?, &[], || environment(home))?;
+    Ok(folder(home, name))
+}
+
 /// Where a set's files lie. The notebooks find them by `course::data::fetched`, which takes a
 /// folder that exists for complete.
 fn folder(home: &Home, name: &str) -> PathBuf {

@@ -50,6 +50,11 @@ impl Home {
         self.join("kernels")
     }
 
+    /// The `CARGO_HOME` of a set-up without a network, made by `cargo course lab --offline`.
+    pub fn offline_cargo(&self) -> PathBuf {
+        self.join("offline-cargo")
+    }
+
     /// Holds one of the folder's locks, as [`lock`].
     pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<File> {
         lock(&self.join("locks").join(name), waiting)

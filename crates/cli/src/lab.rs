@@ -1,11 +1,12 @@
 //! `cargo course lab`: sets up what is missing, then opens JupyterLab on the notebooks.
 
 use crate::home::{Checkout, Home};
-use crate::{kernel, setup};
+use crate::{bundle, kernel, setup};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// What `cargo course lab` can be told.
@@ -14,6 +15,9 @@ pub struct Options {
     /// Print the address and open no browser
     #[arg(long)]
     no_browser: bool,
+    /// Set up from this folder, made by `cargo course bundle`, without a network
+    #[arg(long, value_name = "DIR")]
+    offline: Option<PathBuf>,
     /// The port on this machine; without, the first free one from 8888
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
@@ -23,6 +27,9 @@ pub struct Options {
 pub fn lab(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> {
     if let Some(port) = options.port {
         need_port(port)?;
+    }
+    if let Some(folder) = &options.offline {
+        bundle::offline(home, checkout, folder)?;
     }
     let (environment, _) = setup::ensure(home, checkout)?;
     kernel::sweep(home);

@@ -62,11 +62,13 @@ pub fn is_meant() -> bool {
 /// its cargo.
 pub fn cargo_home(home: &Home) -> Result<PathBuf> {
     let own = home.join("cargo-home");
-    let users = std::env::var_os("CARGO_HOME")
-        .filter(|v| !v.is_empty())
-        .map(PathBuf::from);
-    let users = users
+    let asked = std::env::var_os("CARGO_HOME").filter(|v| !v.is_empty());
+    // What was set up without a network stays so.
+    let offline = Some(home.offline_cargo()).filter(|dir| dir.join("config.toml").exists());
+    let users = asked
+        .map(PathBuf::from)
         .filter(|users| *users != own)
+        .or(offline)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
         .context("neither HOME nor CARGO_HOME is set")?;
     fs::create_dir_all(own.join("bin"))?;

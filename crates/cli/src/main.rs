@@ -1,9 +1,13 @@
 //! `cargo course`: sets up, opens, runs and tests the course.
 
 mod bench;
+mod browser;
+mod bundle;
 mod check;
 mod data;
 mod example;
+mod exec;
+mod export;
 mod home;
 mod kernel;
 mod lab;
@@ -11,8 +15,10 @@ mod lean_cargo;
 mod notebook;
 mod pretrain;
 mod progress;
+mod publish;
 mod run;
 mod setup;
+mod teaching;
 mod test;
 
 use anyhow::Result;
@@ -44,6 +50,13 @@ enum Action {
         /// Lessons, such as 01 02; all without
         lessons: Vec<String>,
     },
+    /// The exercises: minutes, and how far you are with each
+    Exercises {
+        /// Lessons, such as 01 02; all without
+        lessons: Vec<String>,
+    },
+    /// Schedules for a workshop, from the minutes in the notebooks
+    Schedule(teaching::Options),
     /// The data that the notebooks use
     #[command(subcommand)]
     Data(data::Action),
@@ -52,8 +65,24 @@ enum Action {
         /// Its name, such as sotu-lm
         name: String,
     },
+    /// The lessons as web pages that open from the disk
+    Site(publish::Options),
+    /// The lessons as slides that open from the disk; S shows the teacher's notes
+    Slides(publish::Options),
+    /// A folder with all that a laptop without a network needs: `cargo course lab --offline DIR`
+    Bundle(bundle::Options),
+    /// The notebooks' code as one program, for a machine without Rust or Jupyter
+    Export(export::Options),
     /// Speed and memory
     Bench(bench::Options),
+    /// Real JupyterLab in a real browser: runs lessons, presses stop, looks at the charts
+    Browser(browser::Options),
+    /// Run a program of the course's Python environment: `cargo course exec jupyter --version`
+    Exec {
+        /// The program and what it is told
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// What the kernelspec starts
     Kernel {
         /// Jupyter's connection file
@@ -80,6 +109,10 @@ fn main() -> ExitCode {
     }
 }
 
+fn publish(kind: publish::Kind, options: &publish::Options) -> Result<bool> {
+    publish::command(&Home::find()?, &Checkout::current()?, kind, options)
+}
+
 /// Runs a command; `false` means that it ran and found something wrong.
 fn act(action: Action) -> Result<bool> {
     match action {
@@ -92,9 +125,22 @@ fn act(action: Action) -> Result<bool> {
         }
         Action::Run(options) => run::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Check { lessons } => check::command(&Checkout::current()?, &lessons),
+        Action::Exercises { lessons } => teaching::exercises(&Checkout::current()?, &lessons),
+        Action::Schedule(options) => teaching::schedule(&Checkout::current()?, &options),
         Action::Data(action) => data::command(&Home::find()?, &Checkout::current()?, &action),
         Action::Pretrain { name } => pretrain::command(&Checkout::current()?, &name),
+        Action::Site(options) => publish(publish::Kind::Site, &options),
+        Action::Slides(options) => publish(publish::Kind::Slides, &options),
+        Action::Bundle(options) => bundle::command(&Home::find()?, &Checkout::current()?, &options),
+        Action::Export(options) => export::command(&Checkout::current()?, &options),
         Action::Bench(options) => bench::command(&Home::find()?, &Checkout::current()?, &options),
+        Action::Browser(options) => {
+            browser::command(&Home::find()?, &Checkout::current()?, &options)
+        }
+        Action::Exec { command } => {
+            let status = exec::command(&Home::find()?, &Checkout::current()?, &command)?;
+            Ok(status.success())
+        }
         Action::Kernel { connection_file } => kernel::kernel(&connection_file).map(|()| true),
         Action::KernelGuard { folder } => kernel::guard(&folder).map(|()| true),
     }

@@ -34,6 +34,8 @@ pub struct Cell {
     pub tags: Vec<String>,
     /// Whether it has an execution count.
     pub executed: bool,
+    /// What it has printed.
+    pub printed: String,
 }
 
 /// What a cell holds.
@@ -154,16 +156,8 @@ impl Notebook {
 
 impl Cell {
     fn parse(number: usize, cell: &Value) -> Self {
-        let strings = |value: &Value| -> Vec<String> {
-            let items = value.as_array().into_iter().flatten();
-            items
-                .filter_map(|item| Some(item.as_str()?.to_owned()))
-                .collect()
-        };
-        let source = match &cell["source"] {
-            Value::String(text) => text.clone(),
-            lines => strings(lines).concat(),
-        };
+        let tags = cell["metadata"]["tags"].as_array().into_iter().flatten();
+        let outputs = cell["outputs"].as_array().into_iter().flatten();
         let kind = match cell["cell_type"].as_str() {
             Some("code") => Kind::Code,
             Some("markdown") => Kind::Markdown,
@@ -172,9 +166,12 @@ impl Cell {
         Self {
             number,
             kind,
-            source,
-            tags: strings(&cell["metadata"]["tags"]),
+            source: joined(&cell["source"]),
+            tags: tags
+                .filter_map(|tag| Some(tag.as_str()?.to_owned()))
+                .collect(),
             executed: cell["execution_count"].is_u64(),
+            printed: outputs.map(|output| joined(&output["text"])).collect(),
         }
     }
 
@@ -182,6 +179,27 @@ impl Cell {
     pub fn has(&self, tag: &str) -> bool {
         self.tags.iter().any(|own| own == tag)
     }
+}
+
+/// A text of a notebook, which may be a list of lines.
+pub fn joined(text: &Value) -> String {
+    match text {
+        Value::String(text) => text.clone(),
+        lines => {
+            let lines = lines.as_array().into_iter().flatten();
+            lines.filter_map(Value::as_str).collect()
+        }
+    }
+}
+
+/// The lines of a Markdown text (from 1) outside fenced blocks.
+pub fn prose_lines(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut fenced = false;
+    source.lines().enumerate().filter_map(move |(index, line)| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        (!fenced && !fence).then_some((index + 1, line))
+    })
 }
 
 /// The first block fenced as Rust in a Markdown text.

@@ -101,6 +101,7 @@ fn kernel_tests(home: &Home, checkout: &Checkout, environment: &Environment) -> 
             "tests/jupyter",
         ])
         .current_dir(checkout.root())
+        .env("COURSE_CLI", std::env::current_exe()?)
         .env("COURSE_HOME", home.join(""))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .status()?;

@@ -4,6 +4,8 @@ import re
 
 # A stale kernel template is renewed before the kernel answers; that can take minutes.
 STARTUP_TIMEOUT = 1800
+# Seconds between a cell's reply and the last of its output, on a machine busy with other things.
+OUTPUT_TIMEOUT = 60
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -25,7 +25,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from .failures import STARTUP_TIMEOUT, error_of, failing_line, stderr_of
+from .failures import OUTPUT_TIMEOUT, STARTUP_TIMEOUT, error_of, failing_line, stderr_of
 from .kernels import generated_source
 from .late_output import listen_for_it
 
@@ -68,10 +68,12 @@ def run_cell(client, cell, number, displayed):
         raise Failed(number, cell.source, f"no end within {client.timeout} s") from None
     except (CellExecutionError, DeadKernelError) as error:
         raise Failed(number, cell.source, error_of(cell) or str(error)) from None
-    text = stderr_of(cell)
-    if text:
-        generated = generated_source(client.km.connection_file)
-        raise Failed(number, cell.source, text, generated)
+    # What an earlier cell wrote can come late.
+    for place, ran in enumerate(client.nb.cells[:number], 1):
+        text = stderr_of(ran)
+        if text:
+            generated = generated_source(client.km.connection_file) if ran is cell else None
+            raise Failed(place, ran.source, text, generated)
     kind = debug_text(cell, displayed)
     if kind:
         # No line of the cell is to blame.
@@ -203,6 +205,8 @@ def execute(path, options):
         notebook,
         timeout=options.timeout,
         startup_timeout=STARTUP_TIMEOUT,
+        iopub_timeout=OUTPUT_TIMEOUT,
+        raise_on_iopub_timeout=True,
         kernel_name="rust",
         resources={"metadata": {"path": str(path.parent)}},
     )

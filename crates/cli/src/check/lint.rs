@@ -2,7 +2,8 @@
 //! message says what to do.
 
 use super::{Problem, commands, first_rust_line};
-use crate::notebook::{Cell, DISPLAYED, Kind, Notebook};
+use crate::notebook::{Cell, DISPLAYED, Kind, Notebook, joined, prose_lines};
+use crate::teaching;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ use std::fs;
 const DEP: &str = ":dep course = { path = \"../crates/course\" }";
 
 /// The tags that mean something.
-const TAGS: [&str; 3] = ["figure", "timing", "stderr-ok"];
+const TAGS: [&str; 4] = ["figure", "timing", "stderr-ok", teaching::TAG];
 
 /// The beginnings of the tags of an exercise.
 const EXERCISE_TAGS: [&str; 3] = ["starter-", "check-", "solution-"];
@@ -44,7 +45,7 @@ struct Lesson<'a> {
 type Rule = fn(&Lesson<'_>) -> Vec<Problem>;
 
 /// All rules.
-const RULES: [Rule; 15] = [
+const RULES: [Rule; 16] = [
     file_name,
     format,
     kernelspec,
@@ -58,6 +59,7 @@ const RULES: [Rule; 15] = [
     prose,
     figures,
     exercises,
+    teacher,
     tags,
     machine_paths,
 ];
@@ -102,16 +104,6 @@ impl Lesson<'_> {
     fn outputs(&self, cell: &Cell) -> impl Iterator<Item = &Value> {
         self.json(cell)["outputs"].as_array().into_iter().flatten()
     }
-}
-
-/// The lines of a Markdown text (from 1) outside fenced blocks.
-fn prose_lines(source: &str) -> impl Iterator<Item = (usize, &str)> {
-    let mut fenced = false;
-    source.lines().enumerate().filter_map(move |(index, line)| {
-        let fence = line.trim_start().starts_with("```");
-        fenced ^= fence;
-        (!fenced && !fence).then_some((index + 1, line))
-    })
 }
 
 /// The file is named `NN_topic.ipynb`.
@@ -211,9 +203,9 @@ fn opening(lesson: &Lesson<'_>) -> Vec<Problem> {
             "`What you will learn` wants exactly 3 points in its list, and has {other}"
         ))),
     }
-    if !lines.iter().any(|line| minutes(line).is_some()) {
+    if teaching::time(lesson.notebook).is_none() {
         problems.push(Problem::whole(
-            "say before the first code cell how long the lesson takes, in the form \
+            "say in the first cell how long the lesson takes, in the form \
              `**Time:** 25 minutes`",
         ));
     }
@@ -258,12 +250,6 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
         .strip_prefix(name)?
         .trim();
     (!text.is_empty()).then_some(text)
-}
-
-/// The minutes of `**Time:** 25 minutes`.
-fn minutes(line: &str) -> Option<u32> {
-    let (number, unit) = field(line, "**Time:**")?.split_once(' ')?;
-    unit.starts_with("minutes").then(|| number.parse().ok())?
 }
 
 /// The lesson ends with a summary and with what to read next.
@@ -469,8 +455,9 @@ fn exercises(lesson: &Lesson<'_>) -> Vec<Problem> {
             problems.push(Problem::cell(solution, message));
         }
         if !has_hint(lesson, exercise.starter) {
-            let message = "the Markdown cell before the starter must state the exercise and \
-                           give a `Hint`";
+            let message = "the Markdown cell before the starter must state the exercise, below \
+                           `### Exercise N — …`, and fold a hint away: \
+                           `<details><summary>Hint</summary>`, the hint, `</details>`";
             problems.push(Problem::cell(exercise.starter, message));
         }
     }
@@ -483,12 +470,62 @@ fn is_hidden(solution: &str) -> bool {
     matches!(places, [Some(open), Some(code), Some(close)] if open < code && code < close)
 }
 
+/// Whether the Markdown before the starter states the exercise and folds a hint away.
 fn has_hint(lesson: &Lesson<'_>, starter: &Cell) -> bool {
     let before = lesson.notebook.cells.iter().take(starter.number - 1).rev();
     let mut before = before.filter(|cell| cell.kind == Kind::Markdown);
-    before
-        .next()
-        .is_some_and(|cell| cell.source.contains("Hint"))
+    before.next().is_some_and(|cell| {
+        let places = [
+            "### Exercise ",
+            "<details><summary>Hint</summary>",
+            "</details>",
+        ];
+        let places = places.map(|part| cell.source.find(part));
+        matches!(places, [Some(heading), Some(open), Some(close)] if heading < open && open < close)
+    })
+}
+
+/// Notes for the teacher of every kind, folded, and the minutes of every section.
+fn teacher(lesson: &Lesson<'_>) -> Vec<Problem> {
+    let notes = || {
+        let tagged = lesson.notebook.cells.iter();
+        tagged.filter(|cell| cell.has(teaching::TAG))
+    };
+    let mut problems = Vec::new();
+    for kind in teaching::NOTES {
+        if !notes().any(|cell| teaching::note(cell) == Some(kind)) {
+            problems.push(Problem::whole(format!(
+                "no note for the teacher of the kind `{kind}`: a Markdown cell tagged `{}`, \
+                 `<details><summary>For the teacher: {kind}</summary>`, the note, `</details>`",
+                teaching::TAG
+            )));
+        }
+    }
+    for cell in notes() {
+        let kind = teaching::note(cell);
+        if !kind.is_some_and(|kind| teaching::NOTES.contains(&kind) || kind == teaching::MINUTES) {
+            let message = format!(
+                "a note for the teacher begins with `<details><summary>For the teacher: \
+                 KIND</summary>` and an empty line, KIND being {}, and ends with an empty line \
+                 and `</details>`",
+                teaching::NOTES.join(", ")
+            );
+            problems.push(Problem::cell(cell, message));
+        }
+    }
+    match teaching::sections(lesson.notebook) {
+        Err(error) => problems.push(Problem::whole(format!("{error:#}"))),
+        Ok(sections) => {
+            let stated = sections.iter().filter(|s| s.is_exercise()).count();
+            let made = lesson.notebook.exercises().map_or(stated, |all| all.len());
+            if stated != made {
+                problems.push(Problem::whole(format!(
+                    "{stated} headings `### Exercise …`, and {made} starters: give each exercise one"
+                )));
+            }
+        }
+    }
+    problems
 }
 
 /// Only tags that mean something, and no part of an exercise without a starter.
@@ -560,17 +597,6 @@ fn machine_path(text: &str) -> Option<&'static str> {
 fn printed(output: &Value) -> String {
     let texts = [&output["text"], &output["data"]["text/plain"]].into_iter();
     texts.map(joined).collect()
-}
-
-/// A text of a notebook, which may be a list of lines.
-fn joined(text: &Value) -> String {
-    match text {
-        Value::String(text) => text.clone(),
-        lines => {
-            let lines = lines.as_array().into_iter().flatten();
-            lines.filter_map(Value::as_str).collect()
-        }
-    }
 }
 
 /// The committed outputs are those of the committed code, without an error, and figures are

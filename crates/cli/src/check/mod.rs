@@ -10,9 +10,10 @@ mod typecheck;
 
 use crate::home::Checkout;
 use crate::notebook::{self, Cell, Notebook};
-use anyhow::Result;
+use crate::teaching;
+use anyhow::{Result, bail};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What a check found.
@@ -197,11 +198,47 @@ pub fn check(checkout: &Checkout, lessons: &[String]) -> Result<Report> {
         findings.extend(problems.map(|problem| problem.into_finding(label, notebook)));
     }
     findings.extend(typecheck::typecheck(checkout, &notebooks)?);
+    // Sums of all lessons, so not of a choice of them.
+    let late = teaching::out_of_step(checkout).filter(|_| lessons.is_empty());
+    findings.extend(late.map(|message| Finding {
+        message: format!("error: {message}"),
+        ..Finding::default()
+    }));
     sort(&mut findings);
     Ok(Report {
         notebooks: notebooks.len(),
         findings,
     })
+}
+
+/// A notebook as a module of Rust with a function `notebook`.
+pub struct Exported {
+    /// The lesson, such as `01`.
+    pub number: String,
+    /// The module's name.
+    pub module: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// The notebooks of the lessons named as modules; all of them when none is. They need a module
+/// `support` at the root of their crate.
+pub fn exported(checkout: &Checkout, lessons: &[String]) -> Result<Vec<Exported>> {
+    let notebooks = notebook::select(checkout, lessons)?;
+    let one = |path: &PathBuf| -> Result<Exported> {
+        let notebook = Notebook::read(path)?;
+        let (module, problems) = source::generate(&notebook, &source::Variables::new());
+        if let Some(problem) = problems.into_iter().next() {
+            let finding = problem.into_finding(&label(checkout, path), &notebook);
+            bail!("{finding}");
+        }
+        Ok(Exported {
+            number: notebook.lesson(),
+            module: typecheck::module_name(&notebook),
+            text: module.text,
+        })
+    };
+    notebooks.iter().map(one).collect()
 }
 
 /// Faults outside the notebooks first, then by notebook, cell and line; each once.

@@ -407,7 +407,7 @@ fn cannot_be_shown(message: &str) -> String {
 }
 
 /// The module of a notebook: `nb_` and the file's name.
-fn module_name(notebook: &Notebook) -> String {
+pub(super) fn module_name(notebook: &Notebook) -> String {
     let name = notebook.name();
     let stem = name.trim_end_matches(".ipynb").chars();
     let stem = stem.map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });

@@ -128,7 +128,7 @@ fn an_unknown_set_is_answered_with_those_that_exist() {
     let manifest = Manifest::read(&committed()).unwrap();
     let said = manifest.set("minilm-l6").unwrap_err().to_string();
     assert!(
-        said.contains("\"minilm-l6\"") && said.contains("minilm, smollm2, topics, vader."),
+        said.contains("\"minilm-l6\"") && said.contains("minilm, reveal, smollm2, topics, vader."),
         "{said}"
     );
 }

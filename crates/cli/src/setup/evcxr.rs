@@ -111,19 +111,30 @@ pub fn ensure_library_sources(rustc: &Rustc, steps: &mut Steps) {
     }
 }
 
+fn key(rustc: &Rustc) -> String {
+    short_hash([
+        VERSION.as_bytes(),
+        rustc.version.as_bytes(),
+        rustc.sysroot.as_os_str().as_encoded_bytes(),
+    ])
+}
+
+fn root(rustc: &Rustc) -> String {
+    format!("evcxr-{VERSION}-{}", key(rustc))
+}
+
+/// Where a kernel that was built for this compiler lies.
+pub fn binary(home: &Home, rustc: &Rustc) -> PathBuf {
+    home.join(root(rustc)).join("bin/evcxr_jupyter")
+}
+
 /// Finds the kernel's binary, or builds it.
 pub fn ensure(home: &Home, rustc: &Rustc, steps: &mut Steps) -> Result<PathBuf> {
     if let Some(binary) = on_path(rustc) {
         steps.skip();
         return Ok(binary);
     }
-    let key = short_hash([
-        VERSION.as_bytes(),
-        rustc.version.as_bytes(),
-        rustc.sysroot.as_os_str().as_encoded_bytes(),
-    ]);
-    let root = home.join(format!("evcxr-{VERSION}-{key}"));
-    let binary = root.join("bin/evcxr_jupyter");
+    let binary = binary(home, rustc);
     if binary.exists() {
         steps.skip();
         return Ok(binary);
@@ -133,7 +144,7 @@ pub fn ensure(home: &Home, rustc: &Rustc, steps: &mut Steps) -> Result<PathBuf> 
         Some("about 9 minutes on two cores"),
     );
     // What a build that was cut off had compiled is used again.
-    let build = home.join(format!("build-evcxr-{key}"));
+    let build = home.join(format!("build-evcxr-{}", key(rustc)));
     let mut command = Command::new("cargo");
     command
         .args([
@@ -144,7 +155,7 @@ pub fn ensure(home: &Home, rustc: &Rustc, steps: &mut Steps) -> Result<PathBuf> 
             VERSION,
             "--root",
         ])
-        .arg(&root)
+        .arg(home.join(root(rustc)))
         .current_dir(home.join(""))
         .env("CARGO_TARGET_DIR", &build);
     if let Some(toolchain) = rustc.toolchain() {

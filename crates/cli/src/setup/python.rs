@@ -24,6 +24,30 @@ const FILES: &[(&str, &str)] = &[
         "share/jupyter/lab/settings/overrides.json",
         include_str!("../../python/overrides.json"),
     ),
+    (
+        "share/jupyter/labextensions/course-figures/package.json",
+        include_str!("../../python/labextension/package.json"),
+    ),
+    (
+        "share/jupyter/labextensions/course-figures/static/remoteEntry.js",
+        include_str!("../../python/labextension/static/remoteEntry.js"),
+    ),
+    (
+        "share/jupyter/nbconvert/templates/course-site/conf.json",
+        include_str!("../../python/templates/course-site/conf.json"),
+    ),
+    (
+        "share/jupyter/nbconvert/templates/course-site/index.html.j2",
+        include_str!("../../python/templates/course-site/index.html.j2"),
+    ),
+    (
+        "share/jupyter/nbconvert/templates/course-slides/conf.json",
+        include_str!("../../python/templates/course-slides/conf.json"),
+    ),
+    (
+        "share/jupyter/nbconvert/templates/course-slides/index.html.j2",
+        include_str!("../../python/templates/course-slides/index.html.j2"),
+    ),
 ];
 
 /// Modules that go into the environment's `site-packages/course_jupyter`.
@@ -52,6 +76,30 @@ const MODULES: &[(&str, &str)] = &[
     (
         "probe.py",
         include_str!("../../python/course_jupyter/probe.py"),
+    ),
+    (
+        "publish.py",
+        include_str!("../../python/course_jupyter/publish.py"),
+    ),
+    (
+        "web/code.css",
+        include_str!("../../python/course_jupyter/web/code.css"),
+    ),
+    (
+        "web/search.js",
+        include_str!("../../python/course_jupyter/web/search.js"),
+    ),
+    (
+        "web/site.css",
+        include_str!("../../python/course_jupyter/web/site.css"),
+    ),
+    (
+        "web/slides.css",
+        include_str!("../../python/course_jupyter/web/slides.css"),
+    ),
+    (
+        "web/slides.js",
+        include_str!("../../python/course_jupyter/web/slides.js"),
     ),
 ];
 
@@ -83,14 +131,14 @@ impl Environment {
 }
 
 /// A Python on this machine.
-pub(super) struct Interpreter {
+pub struct Interpreter {
     program: String,
     pub version: String,
     executable: String,
 }
 
 /// What an environment holds.
-pub(super) struct Recipe {
+pub struct Recipe {
     /// The folder's name under the course's home begins so.
     pub prefix: &'static str,
     /// Every package, pinned by hash.
@@ -115,7 +163,7 @@ pub fn ensure(home: &Home, steps: &mut Steps) -> Result<Environment> {
 }
 
 /// Makes an environment, or finds it made. `before` is called before one is made.
-pub(super) fn make(
+pub fn make(
     home: &Home,
     steps: &mut Steps,
     recipe: &Recipe,
@@ -144,7 +192,7 @@ pub(super) fn make(
 }
 
 /// Finds a Python that is recent enough.
-pub(super) fn interpreter() -> Result<Interpreter> {
+pub fn interpreter() -> Result<Interpreter> {
     let asked = std::env::var("COURSE_PYTHON").ok();
     let names = match &asked {
         Some(name) => vec![name.as_str()],

@@ -13,6 +13,9 @@ use super::scene::Scene;
 use super::{raster, svg, text};
 use crate::error::{Error, Result};
 
+/// Names the folder into which a figure goes instead of a notebook.
+const FOLDER: &str = "COURSE_FIGURES";
+
 /// A finished figure, drawn from a chart by `draw()`.
 ///
 /// As the last value of a notebook cell it shows itself.
@@ -130,7 +133,8 @@ impl Figure {
     /// Shows the figure in a notebook; evcxr calls this for the last value of a cell.
     ///
     /// It prints the PNG, the SVG and the description between evcxr's markers; Jupyter picks
-    /// what it can show.
+    /// what it can show. Where the environment variable `COURSE_FIGURES` names a folder, the PNG
+    /// is written there under the figure's title and the description printed alone.
     ///
     /// ```
     /// # let figure = course::chart::BarChart::new("t", "x", "y").bar("a", 1).draw()?;
@@ -138,11 +142,32 @@ impl Figure {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn evcxr_display(&self) {
+        if let Some(folder) = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()) {
+            return self.keep(Path::new(&folder));
+        }
         // One write, so that nothing printed elsewhere comes between; a closed stdout is no
         // reason to stop a notebook.
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(self.blocks().as_bytes());
         let _ = out.flush();
+    }
+
+    /// Writes the image into a folder, under its title, and prints its words: for a program, which
+    /// has no notebook to show it in.
+    fn keep(&self, folder: &Path) {
+        let name: String = self
+            .title
+            .chars()
+            .map(|c| if c.is_alphanumeric() { c } else { '_' })
+            .collect();
+        let path = folder.join(name).with_extension("png");
+        let written =
+            std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, &self.png));
+        let note = match written {
+            Ok(()) => format!("(drawn in {})", path.display()),
+            Err(error) => format!("({} cannot be written: {error})", path.display()),
+        };
+        let _ = writeln!(std::io::stdout(), "{}\n{note}", self.words.trim_end());
     }
 
     /// The three blocks that evcxr understands.

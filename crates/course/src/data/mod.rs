@@ -48,14 +48,17 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use std::path::{Path, PathBuf};
 
-/// The checkout's `data/`.
+/// The checkout's `data/`; the environment variable `COURSE_DATA` names a copy of it elsewhere.
 ///
 /// ```
 /// assert!(course::data::folder().join("manifest.toml").is_file());
 /// ```
 #[must_use]
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data")
+    match std::env::var_os("COURSE_DATA").filter(|folder| !folder.is_empty()) {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data"),
+    }
 }
 
 /// A file of the checkout's `data/`.

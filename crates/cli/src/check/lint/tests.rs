@@ -29,12 +29,22 @@ fn cell(kind: &str, source: &str, tag: &str) -> Value {
     cell
 }
 
+/// A note for the teacher.
+fn note(kind: &str, text: &str) -> Value {
+    let folded =
+        format!("<details><summary>For the teacher: {kind}</summary>\n\n{text}\n\n</details>");
+    cell("markdown", &folded, "teacher")
+}
+
 fn exercise(name: &str) -> [Value; 4] {
     let solution = "<details>\n\n```rust\nfn f() -> u8 { 1 }\n```\n\n</details>";
     [
         cell(
             "markdown",
-            "### Exercise\n\nReturn one.\n\nHint: it is a digit.",
+            &format!(
+                "### Exercise {name}\n\nReturn one.\n\n\
+                 <details><summary>Hint</summary>\n\nIt is a digit.\n\n</details>"
+            ),
             "",
         ),
         cell("code", "fn f() -> u8 { 0 }", &format!("starter-{name}")),
@@ -65,6 +75,12 @@ fn good() -> (String, Value) {
         "## Summary\n\nIt works.\n\n## Read next\n\nLesson 02.",
         "",
     ));
+    cells.push(note("ask", "What is one?"));
+    cells.push(note("demo", "Return two."));
+    cells.push(note("watch out", "Some return none."));
+    let rows = "| Exercise one | 9 |\n| Exercise two | 10 |\n| Summary | 4 |\n| Read next | 2 |";
+    let table = format!("| section | minutes |\n|---|---|\n{rows}");
+    cells.push(note("minutes", &table));
     for (index, cell) in cells.iter_mut().enumerate() {
         cell["id"] = json!(format!("cell-{index}"));
     }
@@ -144,10 +160,13 @@ fn each_fault_is_found_and_nothing_else() {
             edit(j, 0, "Prerequisites", "You need")
         }),
         ("`## Summary` is missing", |j| {
-            edit(j, 14, "## Summary", "## The end")
+            edit(j, 14, "## Summary", "## The end");
+            edit(j, 18, "Summary", "The end");
         }),
         ("`## Read next` is missing", |j| {
-            edit(j, 14, "## Read next", "### Read next")
+            edit(j, 14, "## Read next", "### Read next");
+            edit(j, 18, "| Read next | 2 |", "");
+            edit(j, 18, "Summary | 4", "Summary | 6");
         }),
         ("must hold `:dep", |j| {
             source(j, 1, "use course::prelude::*;")
@@ -182,7 +201,11 @@ fn each_fault_is_found_and_nothing_else() {
         }),
         ("must say in words", |j| edit(j, 5, "**Figure.**", "")),
         ("must say in words", |j| source(j, 5, "**Figure.** A line.")),
-        ("1 exercises, and a lesson wants 2", |j| remove(j, 10, 4)),
+        ("1 exercises, and a lesson wants 2", |j| {
+            remove(j, 10, 4);
+            edit(j, 14, "| Exercise two | 10 |\n", "");
+            edit(j, 14, "Summary | 4", "Summary | 14");
+        }),
         ("wants a cell tagged check-one", |j| {
             j["cells"][8]["metadata"]["tags"] = json!([])
         }),
@@ -191,7 +214,52 @@ fn each_fault_is_found_and_nothing_else() {
         }),
         ("hide the solution", |j| edit(j, 9, "<details>", "")),
         ("hide the solution", |j| edit(j, 9, "</details>", "")),
-        ("give a `Hint`", |j| edit(j, 6, "Hint: it is a digit.", "")),
+        ("fold a hint away", |j| {
+            edit(j, 6, "<details><summary>Hint</summary>", "Hint:")
+        }),
+        ("fold a hint away", |j| edit(j, 6, "</details>", "")),
+        ("of the kind `ask`", |j| {
+            edit(j, 15, "teacher: ask", "teacher: demo")
+        }),
+        ("of the kind `watch out`", |j| {
+            j["cells"][17]["metadata"]["tags"] = json!([])
+        }),
+        ("KIND being ask, demo, watch out", |j| {
+            let mut extra = j["cells"][16].clone();
+            extra["id"] = json!("extra");
+            let cells = j["cells"].as_array_mut().unwrap();
+            cells.insert(15, extra);
+            edit(j, 15, "</details>", "");
+        }),
+        ("the last cell must be the teacher's", |j| {
+            j["cells"][18]["metadata"]["tags"] = json!([])
+        }),
+        ("the last cell must be the teacher's", |j| {
+            j["cells"].as_array_mut().unwrap().swap(17, 18);
+        }),
+        ("no row for `Now`", |j| edit(j, 2, "Now", "## Now\n\nNow")),
+        ("more rows than", |j| {
+            edit(
+                j,
+                18,
+                "| Read next | 2 |",
+                "| Read next | 2 |\n| More | 0 |",
+            )
+        }),
+        ("`Summary` where `Exercise two` comes", |j| {
+            edit(
+                j,
+                18,
+                "| Exercise two | 10 |\n| Summary | 4 |",
+                "| Summary | 4 |\n| Exercise two | 10 |",
+            )
+        }),
+        ("no section and its minutes: `| Summary | four |`", |j| {
+            edit(j, 18, "Summary | 4", "Summary | four")
+        }),
+        ("take 26 minutes together", |j| {
+            edit(j, 18, "Summary | 4", "Summary | 5")
+        }),
         ("the tag `figur` means nothing", |j| {
             j["cells"][3]["metadata"]["tags"] = json!(["figur"])
         }),

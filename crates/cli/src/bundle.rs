@@ -1,0 +1,361 @@
+//! `cargo course bundle`: everything that a set-up downloads, in a folder, for laptops without a
+//! network; and `cargo course lab --offline FOLDER`, which sets up from it.
+//!
+//! ```text
+//! FOLDER/
+//!   bundle.json   for which machine it is
+//!   course/       the checkout; its .cargo/config.toml takes crates from vendor/
+//!   vendor/       the sources of every crate, evcxr_jupyter and its own among them
+//!   wheels/       the Python packages
+//!   data/         the data and models
+//!   evcxr/        evcxr_jupyter, built: of use where Rust lies in the same place
+//! ```
+
+use crate::home::{Checkout, Home, write_atomic};
+use crate::progress::Steps;
+use crate::setup::template::without_cargo;
+use crate::setup::{self, evcxr, python, tool};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where the bundle goes.
+#[derive(Args)]
+pub struct Options {
+    /// A new folder, or an older bundle to renew [default: target/bundle]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+const RECORD: &str = "bundle.json";
+
+/// For which machine a bundle is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Bundle {
+    /// `rustc -vV`.
+    rustc: String,
+    /// Where that compiler lies; evcxr's binary holds it.
+    sysroot: PathBuf,
+    /// The Python for which the wheels are, such as `3.12`.
+    python: String,
+}
+
+impl Bundle {
+    fn of_this_machine(dir: &Path) -> Result<Self> {
+        let rustc = evcxr::Rustc::of(dir)?;
+        Ok(Self {
+            rustc: rustc.version,
+            sysroot: rustc.sysroot,
+            python: python::interpreter()?.version,
+        })
+    }
+
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(RECORD);
+        let text = fs::read_to_string(&path).with_context(|| {
+            format!(
+                "{} cannot be read: give a folder that `cargo course bundle` has made",
+                path.display()
+            )
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Why this machine cannot use a bundle, if it cannot.
+    fn misfit(&self, here: &Self) -> Option<String> {
+        let line = |rustc: &str, name: &str| {
+            let mut lines = rustc.lines();
+            let found = lines.find_map(|line| line.strip_prefix(name).map(str::to_owned));
+            found.unwrap_or_default()
+        };
+        let (theirs, ours) = (line(&self.rustc, "host: "), line(&here.rustc, "host: "));
+        if theirs != ours {
+            return Some(format!(
+                "the bundle is for {theirs}, and this machine is {ours}: make one on a machine of \
+                 this kind"
+            ));
+        }
+        if self.rustc != here.rustc {
+            return Some(format!(
+                "the bundle is for rustc {}, and this one is {}: install that toolchain by rustup",
+                line(&self.rustc, "release: "),
+                line(&here.rustc, "release: ")
+            ));
+        }
+        (self.python != here.python).then(|| {
+            format!(
+                "the bundle's packages are for Python {}, and this one is {}: name another with \
+                 COURSE_PYTHON=/path/to/python{}",
+                self.python, here.python, self.python
+            )
+        })
+    }
+}
+
+/// Makes a bundle.
+pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> {
+    let (environment, installed) = setup::ensure(home, checkout)?;
+    let folder = match &options.out {
+        Some(folder) => std::path::absolute(folder)?,
+        None => checkout.join("target/bundle"),
+    };
+    if folder.exists() && !folder.join(RECORD).exists() {
+        let empty = fs::read_dir(&folder)?.next().is_none();
+        ensure!(
+            empty,
+            "{} is no bundle and not empty: give a new folder as --out",
+            folder.display()
+        );
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let mut steps = Steps::new(5);
+    let step = steps.start("The checkout", None);
+    copy_checkout(checkout, &folder.join("course"))?;
+    step.done();
+
+    let step = steps.start("Sources of every crate", Some("a minute"));
+    vendor(home, checkout, &folder)?;
+    step.done();
+
+    let step = steps.start("Python packages", None);
+    let wheels = folder.join("wheels");
+    remove(&wheels)?;
+    let mut pip = Command::new(environment.python());
+    pip.args(["-m", "pip", "download", "--quiet", "--no-input"])
+        .args(["--disable-pip-version-check", "--require-hashes"])
+        .arg("--requirement")
+        .arg(environment.join("requirements.txt"))
+        .arg("--dest")
+        .arg(&wheels);
+    tool::run("downloading the Python packages", &mut pip, |_| ())?;
+    step.done();
+
+    let step = steps.start("Data and models", None);
+    replace(&home.join("data"), &folder.join("data"))?;
+    step.done();
+
+    let step = steps.start("evcxr_jupyter", None);
+    remove(&folder.join("evcxr"))?;
+    fs::create_dir_all(folder.join("evcxr"))?;
+    fs::copy(&installed.evcxr, folder.join("evcxr/evcxr_jupyter"))?;
+    step.done();
+
+    let record = Bundle::of_this_machine(checkout.root())?;
+    write_atomic(
+        &folder.join(RECORD),
+        serde_json::to_string_pretty(&record)? + "\n",
+    )?;
+    println!(
+        "The bundle is in {}. Copy the folder to a laptop that has Rust {} by rustup, Python {} and a \
+         C compiler; there: cd {}/course, then cargo course lab --offline ..",
+        folder.display(),
+        record.rustc.split(' ').nth(1).unwrap_or_default(),
+        record.python,
+        folder.file_name().unwrap_or_default().to_string_lossy()
+    );
+    Ok(true)
+}
+
+/// The files of the checkout that git knows, and an alias that needs no network.
+fn copy_checkout(checkout: &Checkout, to: &Path) -> Result<()> {
+    let output = Command::new("git")
+        .args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ])
+        .current_dir(checkout.root())
+        .output()
+        .context("a bundle needs git, which says what belongs to the checkout")?;
+    if !output.status.success() {
+        bail!(
+            "git cannot list the checkout's files: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    remove(to)?;
+    let names = String::from_utf8(output.stdout).context("a file's name is no UTF-8")?;
+    for name in names.split('\0').filter(|name| !name.is_empty()) {
+        let from = checkout.join(name);
+        if !from.is_file() {
+            continue; // Deleted, and not yet committed so.
+        }
+        let at = to.join(name);
+        fs::create_dir_all(at.parent().unwrap_or(to))?;
+        fs::copy(&from, &at).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    let config = to.join(".cargo/config.toml");
+    let text = fs::read_to_string(&config)?;
+    write_atomic(&config, text + "\n" + &sources(Path::new("../vendor")))
+}
+
+/// What makes cargo take crates from a folder.
+fn sources(vendor: &Path) -> String {
+    format!(
+        "[source.crates-io]\nreplace-with = \"bundle\"\n\n[source.bundle]\ndirectory = {}\n\n\
+         [net]\noffline = true\n",
+        toml::Value::from(vendor.display().to_string())
+    )
+}
+
+/// The sources of the crates of the workspace, of evcxr_jupyter and of what it was released with.
+fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
+    let work = home.join("bundle-unfinished");
+    remove(&work)?;
+    // A crate that depends on it, so that cargo gets its sources.
+    let manifest = format!(
+        "[package]\nname = \"probe\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+         [dependencies]\nevcxr_jupyter = \"={}\"\n\n[workspace]\n",
+        evcxr::VERSION
+    );
+    write_atomic(&work.join("Cargo.toml"), manifest)?;
+    write_atomic(&work.join("src/lib.rs"), "")?;
+    let cargo = |what: &str, dir: &Path, arguments: &[&Path]| {
+        let mut command = Command::new("cargo");
+        without_cargo(&mut command, checkout);
+        command
+            .args(["vendor", "--quiet", "--versioned-dirs"])
+            .args(arguments)
+            .current_dir(dir);
+        tool::run(what, &mut command, |_| ())
+    };
+    cargo("getting evcxr_jupyter", &work, &[&work.join("vendor")])?;
+    let name = format!("evcxr_jupyter-{}", evcxr::VERSION);
+    let own = work.join(&name);
+    fs::rename(work.join("vendor").join(&name), &own)?;
+    let vendor = folder.join("vendor");
+    remove(&vendor)?;
+    // cargo takes a manifest below a workspace for its member, but not one elsewhere.
+    let sync = own.join("Cargo.toml");
+    let arguments = [Path::new("--locked"), Path::new("--sync"), &sync, &vendor];
+    cargo(
+        "getting the sources of every crate",
+        checkout.root(),
+        &arguments,
+    )?;
+    replace(&own, &vendor.join(&name))?;
+    remove(&work)
+}
+
+/// Sets up from a bundle: puts its parts where a set-up finds them, and starts the same command
+/// again in an environment that asks no network.
+pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
+    let folder = std::path::absolute(folder)?
+        .canonicalize()
+        .with_context(|| format!("there is no bundle {}", folder.display()))?;
+    let bundle = Bundle::read(&folder)?;
+    let here = Bundle::of_this_machine(checkout.root())?;
+    if let Some(misfit) = bundle.misfit(&here) {
+        bail!("{misfit}");
+    }
+    let vendor = folder.join("vendor");
+    write_atomic(&home.offline_cargo().join("config.toml"), sources(&vendor))?;
+    for entry in fs::read_dir(folder.join("data")).context("the bundle holds no data")? {
+        let entry = entry?;
+        let at = home.join("data").join(entry.file_name());
+        if !at.exists() {
+            replace(&entry.path(), &at)?;
+        }
+    }
+    if bundle.sysroot == here.sysroot {
+        let rustc = evcxr::Rustc::of(checkout.root())?;
+        let binary = evcxr::binary(home, &rustc);
+        if !binary.exists() {
+            let part = binary.with_extension("part");
+            fs::create_dir_all(binary.parent().context("no folder")?)?;
+            fs::copy(folder.join("evcxr/evcxr_jupyter"), &part)?;
+            fs::rename(&part, &binary)?;
+        }
+    }
+    let mut again = Command::new(std::env::current_exe()?);
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        if text == "--offline" {
+            arguments.next();
+        } else if !text.starts_with("--offline=") {
+            again.arg(argument);
+        }
+    }
+    let error = again
+        .env("CARGO_HOME", home.offline_cargo())
+        .env("CARGO_NET_OFFLINE", "true")
+        .env("PIP_NO_INDEX", "1")
+        .env("PIP_FIND_LINKS", folder.join("wheels"))
+        .exec();
+    Err(error).context("cannot start again without a network")
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Copies a folder in place of another; the other is whole or the new one is.
+fn replace(from: &Path, to: &Path) -> Result<()> {
+    let part = to.with_extension("part");
+    remove(&part)?;
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    setup::template::copy(from, &part)?;
+    remove(to)?;
+    fs::rename(&part, to).with_context(|| format!("cannot create {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(host: &str, release: &str, python: &str) -> Bundle {
+        Bundle {
+            rustc: format!("rustc {release} (x 2026)\nhost: {host}\nrelease: {release}"),
+            sysroot: "/rust".into(),
+            python: python.into(),
+        }
+    }
+
+    #[test]
+    fn another_machine_is_told_what_it_lacks() {
+        let ours = bundle("x86_64-linux", "1.95.0", "3.12");
+        assert_eq!(ours.misfit(&ours), None);
+        for (other, said) in [
+            (
+                bundle("aarch64-darwin", "1.95.0", "3.12"),
+                "for aarch64-darwin",
+            ),
+            (bundle("x86_64-linux", "1.96.0", "3.12"), "for rustc 1.96.0"),
+            (
+                bundle("x86_64-linux", "1.95.0", "3.11"),
+                "COURSE_PYTHON=/path/to/python3.11",
+            ),
+        ] {
+            let misfit = other.misfit(&ours).unwrap();
+            assert!(misfit.contains(said), "{misfit}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_no_bundle_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = format!("{:#}", Bundle::read(dir.path()).unwrap_err());
+        assert!(error.contains("cargo course bundle"), "{error}");
+        fs::write(dir.path().join(RECORD), "{").unwrap();
+        let error = format!("{:#}", Bundle::read(dir.path()).unwrap_err());
+        assert!(error.contains("is damaged"), "{error}");
+    }
+
+    #[test]
+    fn cargo_reads_what_a_bundle_writes() {
+        let text = sources(Path::new("/a \"b\"/vendor"));
+        let value: toml::Table = toml::from_str(&text).unwrap();
+        let directory = &value["source"]["bundle"]["directory"];
+        assert_eq!(directory.as_str(), Some("/a \"b\"/vendor"));
+    }
+}
