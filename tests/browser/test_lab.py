@@ -3,6 +3,7 @@
 import re
 import time
 
+import nbformat
 from conftest import KEPT, TOKEN
 
 # Seconds: for a kernel to answer, for a notebook to run through, for a loop to hear of the stop.
@@ -13,10 +14,10 @@ class Notebook:
     """A notebook open in JupyterLab."""
 
     def __init__(self, page, lab, name):
-        self.page = page
+        self.page, self.name = page, name
         page.goto(f"{lab}/lab/tree/{name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-NotebookPanel:visible .jp-CodeCell", timeout=READY * 1000)
-        self.wait("the kernel", READY, lambda: self.kernel() == "idle")
+        self.wait("the kernel", READY, self.is_idle)
 
     def wait(self, what, seconds, condition):
         end = time.monotonic() + seconds
@@ -24,10 +25,9 @@ class Notebook:
             assert time.monotonic() < end, f"no end of waiting for {what}: {self.prompts()}"
             self.page.wait_for_timeout(100)
 
-    def kernel(self):
-        """What the indicator in the toolbar says."""
-        status = self.page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator")
-        return status.get_attribute("data-status")
+    def is_idle(self):
+        """Whether the bar at the bottom says so."""
+        return "Rust | Idle" in self.page.locator("#jp-main-statusbar").text_content()
 
     def menu(self, menu, entry):
         self.page.get_by_role("menubar").get_by_text(menu, exact=True).click()
@@ -39,13 +39,21 @@ class Notebook:
     def cells(self):
         return self.page.locator(".jp-NotebookPanel .jp-CodeCell")
 
-    def cell(self, text):
-        """The first code cell that holds a text."""
-        return self.cells().filter(has_text=text).first
+    def place_of(self, text):
+        """The place among the code cells of the one that holds a text. (The page draws what is in view.)"""
+        path = KEPT / "notebooks" / self.name
+        cells = nbformat.read(path, as_version=4).cells
+        code = [cell.source for cell in cells if cell.cell_type == "code"]
+        return next(place for place, source in enumerate(code) if text in source)
 
     def prompts(self):
-        prompts = self.page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
+        prompts = self.page.locator(".jp-CodeCell .jp-InputArea-prompt").all_text_contents()
         return [prompt.strip().strip(":") for prompt in prompts]
+
+    def is_at(self, place):
+        """Whether the cells before one are through and it is not."""
+        prompts = self.prompts()
+        return all("*" not in prompt for prompt in prompts[:place]) and prompts[place] == "[*]"
 
     def is_through(self):
         return all(re.fullmatch(r"\[\d+\]", prompt) for prompt in self.prompts())
@@ -59,7 +67,7 @@ class Notebook:
         """What cells wrote to stderr, or said when they failed."""
         kinds = ("stderr", "error")
         found = [
-            self.page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']").all_inner_texts()
+            self.page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']").all_text_contents()
             for kind in kinds
         ]
         return sum(found, [])
@@ -76,10 +84,10 @@ class Notebook:
         self.page.keyboard.press("Control+Enter")
         last = self.cells().last
         prompt = last.locator(".jp-InputArea-prompt")
-        self.wait("the answer", 60, lambda: re.search(r"\d", prompt.inner_text()))
+        self.wait("the answer", 60, lambda: re.search(r"\d", prompt.text_content()))
         output = last.locator(".jp-OutputArea-output")
         self.wait("its output", 60, lambda: output.count() > 0)
-        return output.first.inner_text()
+        return output.first.text_content().strip()
 
     def figures(self):
         """Every image of an output: width on the page, and its alternative text."""
@@ -89,34 +97,38 @@ class Notebook:
 
 def test_lesson_01_runs_and_its_charts_have_words(page, lab):
     notebook = Notebook(page, lab, "01_introduction.ipynb")
+    notebook.wait("the committed charts", 30, lambda: len(notebook.figures()) >= 3)
     committed = len(notebook.figures())
-    assert committed >= 3
     notebook.run_all()
     notebook.wait("all cells", THROUGH, notebook.is_through)
     assert notebook.failures() == []
     notebook.wait("the charts", 30, lambda: len(notebook.figures()) == committed)
     for loaded, width, words in notebook.figures():
         assert loaded and width > 400, (loaded, width)
-        assert len(words.split()) > 12 and "axis" in words, words
+        assert len(words.split()) > 12 and ("axis" in words or "Labels" in words), words
     page.locator(".jp-OutputArea-output img").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
     page.screenshot(path=KEPT / "lesson_01_chart.png")
 
 
 def test_the_stop_button_ends_a_training_and_keeps_the_variables(page, lab):
     notebook = Notebook(page, lab, "13_reinforcement.ipynb")
-    training = notebook.cell("interrupt::steps(METHODS)")
+    place = notebook.place_of("interrupt::steps(METHODS)")
+    training = notebook.cells().nth(place)
     prompt = training.locator(".jp-InputArea-prompt")
     notebook.run_all()
-    notebook.wait("the training", THROUGH, lambda: running(notebook, training))
+    notebook.wait("the training", THROUGH, lambda: notebook.is_at(place))
     # Compiled, and one method learns.
     page.wait_for_timeout(4000)
-    assert "*" in prompt.inner_text(), "the training was over before it could be stopped"
+    assert "*" in prompt.text_content(), "the training was over before it could be stopped"
     training.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     page.screenshot(path=KEPT / "lesson_13_training.png")
     notebook.button("Interrupt")
-    notebook.wait("the loop's end", STOP, lambda: re.search(r"\d", prompt.inner_text()))
+    notebook.wait("the loop's end", STOP, lambda: re.search(r"\d", prompt.text_content()))
     notebook.wait("the cells after it", THROUGH, notebook.is_through)
-    assert notebook.failures() == []
+    # A chart with nothing to show says so; nothing else fails.
+    assert all(re.match(r'chart ".*": has no', said) for said in notebook.failures())
     assert notebook.ask('println!("{} methods, of {}", runs.len(), METHODS.len());') in (
         "0 methods, of 4",
         "1 methods, of 4",
@@ -124,14 +136,6 @@ def test_the_stop_button_ends_a_training_and_keeps_the_variables(page, lab):
 
     notebook.button("Restart the kernel")
     page.locator(".jp-Dialog button.jp-mod-accept").click()
-    notebook.wait("the new kernel", READY, lambda: notebook.kernel() == "idle")
+    notebook.wait("the new kernel", READY, notebook.is_idle)
     notebook.ask(':dep course = { path = "../crates/course" }\nprintln!("one");')
     assert "cannot find value" in notebook.ask("println!(\"{}\", runs.len());")
-
-
-def running(notebook, training):
-    """Whether the cells before a cell are through and it is not."""
-    texts = notebook.cells().all_inner_texts()
-    place = next(i for i, text in enumerate(texts) if "interrupt::steps(METHODS)" in text)
-    prompts = notebook.prompts()
-    return all("*" not in prompt for prompt in prompts[:place]) and prompts[place] == "[*]"

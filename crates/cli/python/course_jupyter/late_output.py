@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 from nbclient.client import CellExecutionComplete
 from nbclient.util import ensure_async, run_hook, run_sync
 
+from .failures import stderr_of
+
 # Seconds to listen after the end of a cell: most late lines come now, before the next cell begins.
 MOMENT = 0.1
 # Seconds within which the kernel must compile and run the cell that writes the last word.
@@ -33,7 +35,8 @@ async def _until_complete_and_a_moment_longer(self, parent_msg_id, cell, cell_in
 async def _execute_and_hear_all(self, cell, cell_index, *args, **options):
     cell = await _execute_cell(self, cell, cell_index, *args, **options)
     code = [i for i, c in enumerate(self.nb.cells) if c.cell_type == "code" and c.source.strip()]
-    if code and cell_index == code[-1]:
+    # Of a cell that has failed the kernel keeps the source, for the failing line: ask nothing more.
+    if code and cell_index == code[-1] and not stderr_of(cell):
         await _hear_the_rest(self, cell, cell_index)
     for late, index in vars(self).pop("_late", []):
         await run_hook(self.on_cell_executed, cell=late, cell_index=index, execute_reply=None)
