@@ -49,6 +49,8 @@ ELSEWHERE = {
     "cargo course browser": ".github/workflows/ci.yml",
     "cargo course bundle": ".github/workflows/ci.yml",
     "cargo course lab --offline DIR": ".github/workflows/ci.yml",
+    "cargo course lab --offline ..": ".github/workflows/ci.yml",
+    "cargo course export --bin [NN …]": ".github/workflows/ci.yml",
     "cargo course pretrain NAME": "minutes a model; crates/course/tests/checkpoints.rs measures what it made",
     "cargo course bench kernel": "a benchmark",
     "cargo course bench growth": "a benchmark",

@@ -118,7 +118,7 @@ def test_what_the_search_finds_is_there(site):
 
 def test_the_slides_are_whole_and_hold_the_notes(slides):
     folder, pages = slides
-    assert sorted(pages) == [f"{name}.html" for name in NAMES]
+    assert sorted(pages) == [f"{name}.html" for name in NAMES] + ["index.html"]
     check_pages(folder, pages)
     for name in NAMES:
         assert pages[f"{name}.html"].notes == len(teacher_cells(name)) >= 4, name

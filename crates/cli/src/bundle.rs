@@ -11,7 +11,7 @@
 //!   evcxr/        evcxr_jupyter, built: of use where Rust lies in the same place
 //! ```
 
-use crate::home::{Checkout, Home, write_atomic};
+use crate::home::{Checkout, Home, remove_folder, write_atomic};
 use crate::progress::Steps;
 use crate::setup::template::without_cargo;
 use crate::setup::{self, evcxr, python, tool};
@@ -32,6 +32,9 @@ pub struct Options {
 }
 
 const RECORD: &str = "bundle.json";
+
+/// Lies in a bundle that is not whole yet.
+const BEGUN: &str = "bundle.unfinished";
 
 /// For which machine a bundle is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,15 +106,16 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         Some(folder) => std::path::absolute(folder)?,
         None => checkout.join("target/bundle"),
     };
-    if folder.exists() && !folder.join(RECORD).exists() {
-        let empty = fs::read_dir(&folder)?.next().is_none();
+    let begun = folder.join(BEGUN);
+    if folder.exists() && !folder.join(RECORD).exists() && !begun.exists() {
         ensure!(
-            empty,
+            fs::read_dir(&folder)?.next().is_none(),
             "{} is no bundle and not empty: give a new folder as --out",
             folder.display()
         );
     }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    write_atomic(&begun, "")?;
+    remove_file(&folder.join(RECORD))?;
     let mut steps = Steps::new(5);
     let step = steps.start("The checkout", None);
     copy_checkout(checkout, &folder.join("course"))?;
@@ -123,7 +127,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
 
     let step = steps.start("Python packages", None);
     let wheels = folder.join("wheels");
-    remove(&wheels)?;
+    remove_folder(&wheels)?;
     let mut pip = Command::new(environment.python());
     pip.args(["-m", "pip", "download", "--quiet", "--no-input"])
         .args(["--disable-pip-version-check", "--require-hashes"])
@@ -139,7 +143,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     step.done();
 
     let step = steps.start("evcxr_jupyter", None);
-    remove(&folder.join("evcxr"))?;
+    remove_folder(&folder.join("evcxr"))?;
     fs::create_dir_all(folder.join("evcxr"))?;
     fs::copy(&installed.evcxr, folder.join("evcxr/evcxr_jupyter"))?;
     step.done();
@@ -149,6 +153,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         &folder.join(RECORD),
         serde_json::to_string_pretty(&record)? + "\n",
     )?;
+    remove_file(&begun)?;
     println!(
         "The bundle is in {}. Copy the folder to a laptop that has Rust {} by rustup, Python {} and a \
          C compiler; there: cd {}/course, then cargo course lab --offline ..",
@@ -179,7 +184,7 @@ fn copy_checkout(checkout: &Checkout, to: &Path) -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    remove(to)?;
+    remove_folder(to)?;
     let names = String::from_utf8(output.stdout).context("a file's name is no UTF-8")?;
     for name in names.split('\0').filter(|name| !name.is_empty()) {
         let from = checkout.join(name);
@@ -207,15 +212,16 @@ fn sources(vendor: &Path) -> String {
 /// The sources of the crates of the workspace, of evcxr_jupyter and of what it was released with.
 fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
     let work = home.join("bundle-unfinished");
-    remove(&work)?;
+    remove_folder(&work)?;
     // A crate that depends on it, so that cargo gets its sources.
     let manifest = format!(
         "[package]\nname = \"probe\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
          [dependencies]\nevcxr_jupyter = \"={}\"\n\n[workspace]\n",
         evcxr::VERSION
     );
-    write_atomic(&work.join("Cargo.toml"), manifest)?;
-    write_atomic(&work.join("src/lib.rs"), "")?;
+    let probe = work.join("probe");
+    write_atomic(&probe.join("Cargo.toml"), manifest)?;
+    write_atomic(&probe.join("src/lib.rs"), "")?;
     let cargo = |what: &str, dir: &Path, arguments: &[&Path]| {
         let mut command = Command::new("cargo");
         without_cargo(&mut command, checkout);
@@ -225,13 +231,12 @@ fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
             .current_dir(dir);
         tool::run(what, &mut command, |_| ())
     };
-    cargo("getting evcxr_jupyter", &work, &[&work.join("vendor")])?;
+    cargo("getting evcxr_jupyter", &probe, &[&work.join("vendor")])?;
     let name = format!("evcxr_jupyter-{}", evcxr::VERSION);
     let own = work.join(&name);
     fs::rename(work.join("vendor").join(&name), &own)?;
     let vendor = folder.join("vendor");
-    remove(&vendor)?;
-    // cargo takes a manifest below a workspace for its member, but not one elsewhere.
+    remove_folder(&vendor)?;
     let sync = own.join("Cargo.toml");
     let arguments = [Path::new("--locked"), Path::new("--sync"), &sync, &vendor];
     cargo(
@@ -240,7 +245,7 @@ fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
         &arguments,
     )?;
     replace(&own, &vendor.join(&name))?;
-    remove(&work)
+    remove_folder(&work)
 }
 
 /// Sets up from a bundle: puts its parts where a set-up finds them, and starts the same command
@@ -292,20 +297,22 @@ pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
     Err(error).context("cannot start again without a network")
 }
 
-fn remove(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+fn remove_file(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Copies a folder in place of another; the other is whole or the new one is.
 fn replace(from: &Path, to: &Path) -> Result<()> {
     let part = to.with_extension("part");
-    remove(&part)?;
+    remove_folder(&part)?;
     fs::create_dir_all(to.parent().unwrap_or(to))?;
     setup::template::copy(from, &part)?;
-    remove(to)?;
+    remove_folder(to)?;
     fs::rename(&part, to).with_context(|| format!("cannot create {}", to.display()))
 }
 

@@ -81,6 +81,8 @@ pub mod support {
 type Run = fn() -> Result<(), support::CellError>;
 
 fn main() -> std::process::ExitCode {
+    // As a kernel's environment does.
+    course::lora::tune_process();
     let asked: Vec<String> = std::env::args().skip(1).collect();
     let chosen: Vec<_> = LESSONS
         .iter()
@@ -165,7 +167,7 @@ fn write(checkout: &Checkout, folder: &Path, lessons: &[Exported], cuda: bool) -
     let manifest = format!(
         "[package]\nname = \"course-notebooks\"\nversion = \"0.0.0\"\nedition = \"2024\"\npublish = false\n\n\
          [dependencies]\ncourse = {{ path = {course}{features} }}\n\n[workspace]\n\n\
-         [profile.dev]\ndebug = false\nstrip = true\n\n\
+         [profile.dev]\nopt-level = 2\ndebug = false\nstrip = true\n\n\
          [profile.dev.package.\"*\"]\nopt-level = 3\ndebug-assertions = false\noverflow-checks = false\n"
     );
     fs::remove_dir_all(folder.join("src")).ok();

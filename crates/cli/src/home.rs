@@ -97,6 +97,14 @@ fn default_home() -> Result<PathBuf> {
     .context("neither HOME nor COURSE_HOME is set: set COURSE_HOME to a folder for the tools")
 }
 
+/// Removes a folder with all that it holds, if it is there.
+pub fn remove_folder(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    Ok(())
+}
+
 /// A checkout of the course.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkout(PathBuf);

@@ -29,9 +29,9 @@ pub enum Kind {
 
 /// Makes the pages; tells where they are.
 pub fn command(home: &Home, checkout: &Checkout, kind: Kind, options: &Options) -> Result<bool> {
-    let (name, first) = match kind {
-        Kind::Site => ("site", "index.html"),
-        Kind::Slides => ("slides", ""),
+    let name = match kind {
+        Kind::Site => "site",
+        Kind::Slides => "slides",
     };
     let python = data::environment(home)?;
     let extra = match kind {
@@ -50,7 +50,7 @@ pub fn command(home: &Home, checkout: &Checkout, kind: Kind, options: &Options) 
         .status()
         .context("cannot start the course's Python")?;
     if status.success() {
-        println!("Open {}", folder.join(first).display());
+        println!("Open {}", folder.join("index.html").display());
     }
     Ok(status.success())
 }

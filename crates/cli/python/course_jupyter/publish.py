@@ -24,6 +24,22 @@ COURSE = "LoRA in Rust"
 # Cells that a slide has no room for: the solution is the notebook's, not the beamer's.
 NOT_SHOWN = ("starter-", "check-", "solution-")
 
+SLIDES_INDEX = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{course}: slides</title>
+<link rel="stylesheet" href="slides.css">
+</head>
+<body class="index">
+<h1>{course}: slides</h1>
+<p>Arrow keys turn the pages: to the right for the next section, down for what it holds. S opens the teacher's notes.</p>
+<ul style="list-style: none; padding: 0">
+{rows}</ul>
+</body>
+</html>
+"""
+
 
 class Renderer(IPythonRenderer):
     """Formulas as MathML, which a browser draws itself, and an id for every heading."""
@@ -174,13 +190,15 @@ def prose(text):
 
 def slides(folder, reveal, paths):
     exporter = Slides(exclude_input_prompt=True, exclude_output_prompt=True)
-    for path in paths:
-        lesson = Lesson(path)
+    lessons = [Lesson(path) for path in paths]
+    for lesson in lessons:
         for cell in lesson.notebook.cells:
             cell.metadata["slideshow"] = {"slide_type": slide_type(cell)}
         resources = {"course": {"title": lesson.title}}
         body, _ = exporter.from_notebook_node(lesson.notebook, resources=resources)
         write(folder, lesson.page, body)
+    rows = "".join(f'<li><a href="{x.page}">{html.escape(x.title)}</a></li>\n' for x in lessons)
+    write(folder, "index.html", SLIDES_INDEX.format(course=COURSE, rows=rows))
     for name in ("reveal.js", "reveal.css", "notes.js"):
         shutil.copy(reveal / name, folder / name)
     for name in ("slides.css", "code.css", "slides.js"):

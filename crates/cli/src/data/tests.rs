@@ -1,8 +1,8 @@
 //! The committed manifest, and fetching from an index in a folder.
 
-use super::fetch::{UNPACK, missing, one, remove};
+use super::fetch::{UNPACK, missing, one};
 use super::*;
-use crate::home::write_atomic;
+use crate::home::{remove_folder, write_atomic};
 use crate::setup::tool;
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -384,7 +384,7 @@ fn an_archive_writes_only_where_and_as_much_as_the_manifest_says() {
     let absolute = dir.join("absolute.txt").display().to_string();
     let take = |path: &str| {
         let made = dir.join("made");
-        remove(&made).unwrap();
+        remove_folder(&made).unwrap();
         let mut unpack = Command::new(&index.python);
         unpack.args(["-c", UNPACK]);
         unpack.arg(dir.join("hostile.tar.gz")).arg(&made);
