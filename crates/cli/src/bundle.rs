@@ -122,7 +122,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     step.done();
 
     let step = steps.start("Sources of every crate", Some("a minute"));
-    vendor(home, checkout, &folder)?;
+    vendor(home, checkout, &installed, &folder)?;
     step.done();
 
     let step = steps.start("Python packages", None);
@@ -209,8 +209,14 @@ fn sources(vendor: &Path) -> String {
     )
 }
 
-/// The sources of the crates of the workspace, of evcxr_jupyter and of what it was released with.
-fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
+/// The sources of the crates of the workspace, of evcxr_jupyter and what it was released with, and of
+/// what the standard library uses.
+fn vendor(
+    home: &Home,
+    checkout: &Checkout,
+    installed: &setup::Installed,
+    folder: &Path,
+) -> Result<()> {
     let work = home.join("bundle-unfinished");
     remove_folder(&work)?;
     // A crate that depends on it, so that cargo gets its sources.
@@ -228,6 +234,8 @@ fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
         command
             .args(["vendor", "--quiet", "--versioned-dirs"])
             .args(arguments)
+            // Its manifest uses what only a nightly cargo reads, or one that is told so.
+            .env("RUSTC_BOOTSTRAP", "1")
             .current_dir(dir);
         tool::run(what, &mut command, |_| ())
     };
@@ -238,7 +246,13 @@ fn vendor(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
     let vendor = folder.join("vendor");
     remove_folder(&vendor)?;
     let sync = own.join("Cargo.toml");
-    let arguments = [Path::new("--locked"), Path::new("--sync"), &sync, &vendor];
+    // The kernel's analyser asks cargo for what the standard library is made of, to know types.
+    let library = installed.rustc.library_sources().join("Cargo.toml");
+    let mut arguments = vec![Path::new("--locked"), Path::new("--sync"), &sync];
+    if library.is_file() {
+        arguments.extend([Path::new("--sync"), &library]);
+    }
+    arguments.push(&vendor);
     cargo(
         "getting the sources of every crate",
         checkout.root(),
@@ -295,6 +309,15 @@ pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
         .env("PIP_FIND_LINKS", folder.join("wheels"))
         .exec();
     Err(error).context("cannot start again without a network")
+}
+
+/// The `CARGO_HOME` of a set-up without a network, as long as its bundle is there.
+pub fn offline_cargo(home: &Home) -> Option<PathBuf> {
+    let dir = home.offline_cargo();
+    let text = fs::read_to_string(dir.join("config.toml")).ok()?;
+    let config: toml::Table = toml::from_str(&text).ok()?;
+    let vendor = config.get("source")?.get("bundle")?.get("directory")?;
+    Path::new(vendor.as_str()?).is_dir().then_some(dir)
 }
 
 fn remove_file(file: &Path) -> Result<()> {
@@ -364,5 +387,17 @@ mod tests {
         let value: toml::Table = toml::from_str(&text).unwrap();
         let directory = &value["source"]["bundle"]["directory"];
         assert_eq!(directory.as_str(), Some("/a \"b\"/vendor"));
+    }
+
+    #[test]
+    fn a_bundle_that_is_gone_is_asked_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, vendor) = (Home::at(dir.path()), dir.path().join("vendor"));
+        assert_eq!(offline_cargo(&home), None);
+        let config = home.offline_cargo().join("config.toml");
+        write_atomic(&config, sources(&vendor)).unwrap();
+        assert_eq!(offline_cargo(&home), None);
+        fs::create_dir(&vendor).unwrap();
+        assert_eq!(offline_cargo(&home), Some(home.offline_cargo()));
     }
 }

@@ -6,6 +6,7 @@
 //! under cargo's name. It is cargo in everything but one: the metadata leave out what the course's
 //! own crates use only inside.
 
+use crate::bundle;
 use crate::home::Home;
 use crate::setup::evcxr::Rustc;
 use anyhow::{Context, Result};
@@ -63,12 +64,10 @@ pub fn is_meant() -> bool {
 pub fn cargo_home(home: &Home) -> Result<PathBuf> {
     let own = home.join("cargo-home");
     let asked = std::env::var_os("CARGO_HOME").filter(|v| !v.is_empty());
-    // What was set up without a network stays so.
-    let offline = Some(home.offline_cargo()).filter(|dir| dir.join("config.toml").exists());
-    let users = asked
-        .map(PathBuf::from)
-        .filter(|users| *users != own)
-        .or(offline)
+    let asked = asked.map(PathBuf::from).filter(|users| *users != own);
+    // What was set up without a network stays so: rustup names a CARGO_HOME to all that it starts.
+    let users = bundle::offline_cargo(home)
+        .or(asked)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
         .context("neither HOME nor CARGO_HOME is set")?;
     fs::create_dir_all(own.join("bin"))?;

@@ -49,7 +49,7 @@ impl Rustc {
     }
 
     /// The folder of the standard library's sources, with which variables get their types.
-    fn library_sources(&self) -> PathBuf {
+    pub fn library_sources(&self) -> PathBuf {
         self.sysroot.join("lib/rustlib/src/rust/library")
     }
 
