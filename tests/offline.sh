@@ -23,8 +23,13 @@ if python3 -c 'import urllib.request; urllib.request.urlopen("https://pypi.org",
 fi
 cargo course lab --offline .. --no-browser > lab.log 2>&1 &
 lab=$!
+turns=0
 until grep -q 'http://127.0.0.1:[0-9]*/lab' lab.log; do
-    kill -0 $lab || { cat lab.log >&2; exit 1; }
+    turns=$((turns + 1))
+    if ! kill -0 $lab || [ $turns -gt 1800 ]; then
+        cat lab.log >&2
+        exit 1
+    fi
     sleep 1
 done
 kill $lab

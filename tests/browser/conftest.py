@@ -52,11 +52,13 @@ def serve(program, name):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # Not by a proxy of the environment.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         end = time.monotonic() + STARTUP
         while True:
             try:
-                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5).close()
+                direct.open(f"{address}/api?token={TOKEN}", timeout=5).close()
                 break
             except OSError:
                 assert server.poll() is None, (KEPT / f"{name}.log").read_text()

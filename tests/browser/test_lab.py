@@ -118,21 +118,22 @@ def test_the_stop_button_ends_a_training_and_keeps_the_variables(page, lab):
     prompt = training.locator(".jp-InputArea-prompt")
     notebook.run_all()
     notebook.wait("the training", THROUGH, lambda: notebook.is_at(place))
-    # Compiled, and one method learns.
-    page.wait_for_timeout(4000)
-    assert "*" in prompt.text_content(), "the training was over before it could be stopped"
     training.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1000)
     page.screenshot(path=KEPT / "lesson_13_training.png")
-    notebook.button("Interrupt")
-    notebook.wait("the loop's end", STOP, lambda: re.search(r"\d", prompt.text_content()))
+    # The cell may still be compiled, and a stop then does nothing: press until the loop has ended.
+    for _ in range(STOP // 3):
+        notebook.button("Interrupt")
+        page.wait_for_timeout(3000)
+        if re.search(r"\d", prompt.text_content()):
+            break
+    assert re.search(r"\d", prompt.text_content()), "the loop goes on"
+    assert "stopped: " in training.text_content(), "the training was over before it could be stopped"
     notebook.wait("the cells after it", THROUGH, notebook.is_through)
     # A chart with nothing to show says so; nothing else fails.
     assert all(re.match(r'chart ".*": has no', said) for said in notebook.failures())
-    assert notebook.ask('println!("{} methods, of {}", runs.len(), METHODS.len());') in (
-        "0 methods, of 4",
-        "1 methods, of 4",
-    )
+    said = notebook.ask('println!("{} methods, of {}", runs.len(), METHODS.len());')
+    assert re.fullmatch("[0-3] methods, of 4", said), said
 
     notebook.button("Restart the kernel")
     page.locator(".jp-Dialog button.jp-mod-accept").click()

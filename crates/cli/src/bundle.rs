@@ -107,7 +107,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         None => checkout.join("target/bundle"),
     };
     let begun = folder.join(BEGUN);
-    if folder.exists() && !folder.join(RECORD).exists() && !begun.exists() {
+    if folder.exists() && Bundle::read(&folder).is_err() && !begun.exists() {
         ensure!(
             fs::read_dir(&folder)?.next().is_none(),
             "{} is no bundle and not empty: give a new folder as --out",
@@ -118,7 +118,17 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     remove_file(&folder.join(RECORD))?;
     let mut steps = Steps::new(5);
     let step = steps.start("The checkout", None);
-    copy_checkout(checkout, &folder.join("course"))?;
+    let course = folder.join("course");
+    if course.exists() {
+        // Somebody may have worked in it.
+        let old = (1..).map(|n| folder.join(format!("course.old-{n}")));
+        let old = old.into_iter().find(|old| !old.exists());
+        let old = old.context("no name is left for the old checkout")?;
+        fs::rename(&course, &old)
+            .with_context(|| format!("cannot move {} away", course.display()))?;
+        eprintln!("      the one that was there is kept as {}", old.display());
+    }
+    copy_checkout(checkout, &folder)?;
     step.done();
 
     let step = steps.start("Sources of every crate", Some("a minute"));
@@ -155,18 +165,20 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     )?;
     remove_file(&begun)?;
     println!(
-        "The bundle is in {}. Copy the folder to a laptop that has Rust {} by rustup, Python {} and a \
-         C compiler; there: cd {}/course, then cargo course lab --offline ..",
+        "The bundle is in {}. A laptop needs Python {}, a C compiler and the toolchain, which it gets while \
+         it has a network:\n  rustup toolchain install {} -c rust-src -c rustfmt -c clippy\nCopy the folder \
+         there; then cd {}/course and cargo course lab --offline ..",
         folder.display(),
-        record.rustc.split(' ').nth(1).unwrap_or_default(),
         record.python,
+        record.rustc.split(' ').nth(1).unwrap_or_default(),
         folder.file_name().unwrap_or_default().to_string_lossy()
     );
     Ok(true)
 }
 
 /// The files of the checkout that git knows, and an alias that needs no network.
-fn copy_checkout(checkout: &Checkout, to: &Path) -> Result<()> {
+fn copy_checkout(checkout: &Checkout, folder: &Path) -> Result<()> {
+    let to = folder.join("course");
     let output = Command::new("git")
         .args([
             "ls-files",
@@ -184,15 +196,15 @@ fn copy_checkout(checkout: &Checkout, to: &Path) -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    remove_folder(to)?;
     let names = String::from_utf8(output.stdout).context("a file's name is no UTF-8")?;
     for name in names.split('\0').filter(|name| !name.is_empty()) {
         let from = checkout.join(name);
-        if !from.is_file() {
-            continue; // Deleted, and not yet committed so.
+        // Deleted and not yet committed so, or of a bundle that is made inside the checkout.
+        if !from.is_file() || from.starts_with(folder) {
+            continue;
         }
         let at = to.join(name);
-        fs::create_dir_all(at.parent().unwrap_or(to))?;
+        fs::create_dir_all(at.parent().unwrap_or(&to))?;
         fs::copy(&from, &at).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     let config = to.join(".cargo/config.toml");
@@ -262,6 +274,17 @@ fn vendor(
     remove_folder(&work)
 }
 
+/// A folder as pip reads it in a variable: one with a space would be two.
+fn address(dir: &Path) -> String {
+    let bytes = dir.as_os_str().as_encoded_bytes().iter();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+    let path = bytes.map(|&byte| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    format!("file://{}", path.collect::<String>())
+}
+
 /// Sets up from a bundle: puts its parts where a set-up finds them, and starts the same command
 /// again in an environment that asks no network.
 pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
@@ -272,6 +295,12 @@ pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
     let here = Bundle::of_this_machine(checkout.root())?;
     if let Some(misfit) = bundle.misfit(&here) {
         bail!("{misfit}");
+    }
+    if !takes_bundle(checkout) {
+        bail!(
+            "this checkout takes its crates from the network: change into {} and say the same there",
+            folder.join("course").display()
+        );
     }
     let vendor = folder.join("vendor");
     write_atomic(&home.offline_cargo().join("config.toml"), sources(&vendor))?;
@@ -306,13 +335,23 @@ pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
         .env("CARGO_HOME", home.offline_cargo())
         .env("CARGO_NET_OFFLINE", "true")
         .env("PIP_NO_INDEX", "1")
-        .env("PIP_FIND_LINKS", folder.join("wheels"))
+        .env("PIP_FIND_LINKS", address(&folder.join("wheels")))
         .exec();
     Err(error).context("cannot start again without a network")
 }
 
-/// The `CARGO_HOME` of a set-up without a network, as long as its bundle is there.
-pub fn offline_cargo(home: &Home) -> Option<PathBuf> {
+/// Whether a checkout is that of a bundle, whose cargo asks no network.
+fn takes_bundle(checkout: &Checkout) -> bool {
+    let config = fs::read_to_string(checkout.join(".cargo/config.toml"));
+    config.is_ok_and(|text| text.contains("[source.bundle]"))
+}
+
+/// The `CARGO_HOME` of a bundle's checkout that was set up without a network, as long as the bundle
+/// is there.
+pub fn offline_cargo(home: &Home, checkout: &Checkout) -> Option<PathBuf> {
+    if !takes_bundle(checkout) {
+        return None;
+    }
     let dir = home.offline_cargo();
     let text = fs::read_to_string(dir.join("config.toml")).ok()?;
     let config: toml::Table = toml::from_str(&text).ok()?;
@@ -390,14 +429,29 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_that_is_gone_is_asked_no_more() {
+    fn a_bundle_serves_its_own_checkout_as_long_as_it_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let (home, vendor) = (Home::at(dir.path()), dir.path().join("vendor"));
-        assert_eq!(offline_cargo(&home), None);
+        let checkout = |name: &str| {
+            let root = dir.path().join(name);
+            write_atomic(&root.join("crates/course/Cargo.toml"), "").unwrap();
+            Checkout::holding(&root).unwrap()
+        };
+        let (own, other) = (checkout("own"), checkout("other"));
+        let taken = sources(Path::new("../vendor"));
+        write_atomic(&own.join(".cargo/config.toml"), taken).unwrap();
         let config = home.offline_cargo().join("config.toml");
+        assert_eq!(offline_cargo(&home, &own), None);
         write_atomic(&config, sources(&vendor)).unwrap();
-        assert_eq!(offline_cargo(&home), None);
+        assert_eq!(offline_cargo(&home, &own), None);
         fs::create_dir(&vendor).unwrap();
-        assert_eq!(offline_cargo(&home), Some(home.offline_cargo()));
+        assert_eq!(offline_cargo(&home, &own), Some(home.offline_cargo()));
+        assert_eq!(offline_cargo(&home, &other), None);
+    }
+
+    #[test]
+    fn pip_is_told_of_a_folder_in_one_word() {
+        let address = address(Path::new("/media/USB STICK/100%/wheels"));
+        assert_eq!(address, "file:///media/USB%20STICK/100%25/wheels");
     }
 }

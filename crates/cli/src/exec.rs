@@ -3,15 +3,14 @@
 use crate::home::{Checkout, Home};
 use crate::setup;
 use crate::setup::template::without_cargo;
-use anyhow::{Result, bail};
-use std::process::{Command, ExitStatus};
+use anyhow::{Context, Result, bail};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
-/// Sets up what is missing and runs the program in the folder where it was asked for.
-pub fn command(home: &Home, checkout: &Checkout, command: &[String]) -> Result<ExitStatus> {
+/// Sets up what is missing and becomes the program, in the folder where it was asked for; returns
+/// only if that cannot start.
+pub fn command(home: &Home, checkout: &Checkout, name: &str, arguments: &[String]) -> Result<bool> {
     let (environment, _) = setup::ensure(home, checkout)?;
-    let [name, arguments @ ..] = command else {
-        bail!("name a program, such as `cargo course exec jupyter --version`");
-    };
     let program = environment.bin(name);
     if !program.is_file() {
         bail!(
@@ -22,6 +21,9 @@ pub fn command(home: &Home, checkout: &Checkout, command: &[String]) -> Result<E
     }
     let mut command = Command::new(program);
     without_cargo(&mut command, checkout);
-    command.args(arguments).env("COURSE_HOME", home.join(""));
-    Ok(command.status()?)
+    let error = command
+        .args(arguments)
+        .env("COURSE_HOME", home.join(""))
+        .exec();
+    Err(error).with_context(|| format!("cannot start {name}"))
 }

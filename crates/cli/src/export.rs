@@ -1,8 +1,9 @@
 //! `cargo course export`: the code of the notebooks as one program, for a machine without Rust or
 //! Jupyter, such as one with a graphics card.
 //!
-//! The program runs lessons in their order, prints what their cells print, puts figures into a folder
-//! and ends with a table of seconds; it fails when a lesson does.
+//! The program runs lessons in their order, each in a process of its own, prints what their cells
+//! print, puts figures into a folder for each and ends with a table of seconds; it fails when a
+//! lesson does.
 
 use crate::check::{self, Exported};
 use crate::home::{Checkout, write_atomic};
@@ -80,39 +81,65 @@ pub mod support {
 
 type Run = fn() -> Result<(), support::CellError>;
 
+/// Set in the processes that run one lesson each, so that figures and memory are its own.
+const ONE: &str = "COURSE_LESSON";
+
 fn main() -> std::process::ExitCode {
-    // As a kernel's environment does.
-    course::lora::tune_process();
-    let asked: Vec<String> = std::env::args().skip(1).collect();
-    let chosen: Vec<_> = LESSONS
-        .iter()
-        .filter(|(number, _)| asked.is_empty() || asked.iter().any(|a| a == number))
-        .collect();
-    if chosen.len() < asked.len() || chosen.is_empty() {
-        let numbers: Vec<_> = LESSONS.iter().map(|(number, _)| *number).collect();
-        eprintln!("error: give lessons of {}, or none for all", numbers.join(" "));
-        return std::process::ExitCode::FAILURE;
+    use std::process::ExitCode;
+    if let Ok(one) = std::env::var(ONE) {
+        return match LESSONS.iter().find(|(number, _)| *number == one) {
+            Some((_, run)) => alone(*run),
+            None => ExitCode::FAILURE,
+        };
     }
+    let asked: Vec<String> = std::env::args().skip(1).map(|a| format!("{a:0>2}")).collect();
+    let known = |number: &String| LESSONS.iter().any(|(known, _)| known == number);
+    if let Some(other) = asked.iter().find(|number| !known(number)) {
+        let numbers: Vec<_> = LESSONS.iter().map(|(number, _)| *number).collect();
+        eprintln!("error: there is no lesson {other}; there are {}", numbers.join(" "));
+        return ExitCode::FAILURE;
+    }
+    let figures = std::env::var_os("COURSE_FIGURES").unwrap_or("figures".into());
+    let figures = std::path::PathBuf::from(figures);
     let mut table = Vec::new();
-    for (number, run) in chosen {
+    for (number, _) in LESSONS {
+        if !asked.is_empty() && !asked.iter().any(|a| a == number) {
+            continue;
+        }
         println!("== lesson {number}");
         let start = std::time::Instant::now();
-        let ended = std::panic::catch_unwind(*run);
-        let seconds = start.elapsed().as_secs_f64();
-        let state = match ended {
-            Ok(Ok(())) => "ok".to_string(),
-            Ok(Err(error)) => format!("FAILED: {}", error.0),
-            Err(_) => "FAILED: it panicked".to_string(),
+        let run = std::env::current_exe().and_then(|this| {
+            let mut lesson = std::process::Command::new(this);
+            lesson.env(ONE, number).env("COURSE_FIGURES", figures.join(number)).status()
+        });
+        let well = match run {
+            Ok(status) => status.success(),
+            Err(error) => {
+                eprintln!("error: lesson {number} cannot be started: {error}");
+                false
+            }
         };
-        table.push((number, seconds, state));
+        table.push((number, start.elapsed().as_secs_f64(), well));
     }
     println!("== lesson, seconds, result");
-    for (number, seconds, state) in &table {
-        println!("{number} {seconds:8.1}  {state}");
+    for (number, seconds, well) in &table {
+        println!("{number} {seconds:8.1}  {}", if *well { "ok" } else { "FAILED" });
     }
-    match table.iter().all(|(_, _, state)| state == "ok") {
-        true => std::process::ExitCode::SUCCESS,
-        false => std::process::ExitCode::FAILURE,
+    match table.iter().all(|(_, _, well)| *well) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn alone(run: Run) -> std::process::ExitCode {
+    // As a kernel's environment does.
+    course::lora::tune_process();
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", error.0);
+            std::process::ExitCode::FAILURE
+        }
     }
 }
 "#;
@@ -153,8 +180,9 @@ pub fn command(checkout: &Checkout, options: &Options) -> Result<bool> {
         .and_then(|_| fs::rename(&part, &out))
         .with_context(|| format!("cannot write {}", out.display()))?;
     println!(
-        "{} runs the lessons that it is given, or all. On another machine it finds the data by COURSE_DATA=…/data, \
-         what is fetched by COURSE_HOME, and draws into the folder COURSE_FIGURES.",
+        "{} runs the lessons that it is given, or all, and draws into the folder COURSE_FIGURES \
+         (without, figures). On another machine it finds the data by COURSE_DATA=…/data, and what is \
+         fetched by COURSE_HOME.",
         out.display()
     );
     Ok(true)

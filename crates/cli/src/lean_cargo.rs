@@ -7,7 +7,7 @@
 //! own crates use only inside.
 
 use crate::bundle;
-use crate::home::Home;
+use crate::home::{Checkout, Home};
 use crate::setup::evcxr::Rustc;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -61,12 +61,12 @@ pub fn is_meant() -> bool {
 
 /// Makes the `CARGO_HOME` of kernels: the user's own, seen through links, with this program as
 /// its cargo.
-pub fn cargo_home(home: &Home) -> Result<PathBuf> {
+pub fn cargo_home(home: &Home, checkout: &Checkout) -> Result<PathBuf> {
     let own = home.join("cargo-home");
     let asked = std::env::var_os("CARGO_HOME").filter(|v| !v.is_empty());
     let asked = asked.map(PathBuf::from).filter(|users| *users != own);
     // What was set up without a network stays so: rustup names a CARGO_HOME to all that it starts.
-    let users = bundle::offline_cargo(home)
+    let users = bundle::offline_cargo(home, checkout)
         .or(asked)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
         .context("neither HOME nor CARGO_HOME is set")?;
@@ -93,7 +93,7 @@ fn link(to: &Path, at: &Path) -> Result<()> {
 }
 
 /// Lets the command's analyser use this cargo.
-pub fn apply(command: &mut Command, home: &Home, rustc: &Rustc) -> Result<()> {
+pub fn apply(command: &mut Command, home: &Home, checkout: &Checkout, rustc: &Rustc) -> Result<()> {
     let cargo = rustc.sysroot.join("bin/cargo");
     let cargo = if cargo.is_file() {
         cargo
@@ -101,7 +101,7 @@ pub fn apply(command: &mut Command, home: &Home, rustc: &Rustc) -> Result<()> {
         PathBuf::from("cargo")
     };
     command
-        .env("CARGO_HOME", cargo_home(home)?)
+        .env("CARGO_HOME", cargo_home(home, checkout)?)
         .env(TRUE_CARGO, cargo);
     Ok(())
 }

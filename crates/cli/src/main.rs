@@ -79,9 +79,11 @@ enum Action {
     Browser(browser::Options),
     /// Run a program of the course's Python environment: `cargo course exec jupyter --version`
     Exec {
-        /// The program and what it is told
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-        command: Vec<String>,
+        /// The program
+        program: String,
+        /// What it is told
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// What the kernelspec starts
     Kernel {
@@ -137,9 +139,8 @@ fn act(action: Action) -> Result<bool> {
         Action::Browser(options) => {
             browser::command(&Home::find()?, &Checkout::current()?, &options)
         }
-        Action::Exec { command } => {
-            let status = exec::command(&Home::find()?, &Checkout::current()?, &command)?;
-            Ok(status.success())
+        Action::Exec { program, arguments } => {
+            exec::command(&Home::find()?, &Checkout::current()?, &program, &arguments)
         }
         Action::Kernel { connection_file } => kernel::kernel(&connection_file).map(|()| true),
         Action::KernelGuard { folder } => kernel::guard(&folder).map(|()| true),

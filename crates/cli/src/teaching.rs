@@ -75,6 +75,15 @@ pub fn headings(notebook: &Notebook) -> Vec<String> {
     lines.filter_map(heading).collect()
 }
 
+/// A row of the table of minutes.
+fn row(line: &str) -> Option<Section> {
+    let (heading, minutes) = line.trim().trim_matches('|').rsplit_once('|')?;
+    Some(Section {
+        heading: heading.trim().to_owned(),
+        minutes: minutes.trim().parse().ok()?,
+    })
+}
+
 /// The sections with their minutes, from the folded table in the last cell.
 ///
 /// # Errors
@@ -92,15 +101,9 @@ pub fn sections(notebook: &Notebook) -> Result<Vec<Section>> {
     })?;
     let mut sections = Vec::new();
     let rows = table.source.lines().filter(|line| line.starts_with('|'));
-    for row in rows.skip(2) {
-        let cells = row.trim().trim_matches('|').rsplit_once('|');
-        let section = cells.and_then(|(heading, minutes)| {
-            Some(Section {
-                heading: heading.trim().to_owned(),
-                minutes: minutes.trim().parse().ok()?,
-            })
-        });
-        sections.push(section.with_context(|| format!("no section and its minutes: `{row}`"))?);
+    for line in rows.skip(2) {
+        let section = row(line).with_context(|| format!("no section and its minutes: `{line}`"))?;
+        sections.push(section);
     }
     let (own, said) = (headings(notebook), sections.iter().map(|s| &s.heading));
     if let Some(missing) = own
@@ -292,8 +295,18 @@ fn page(checkout: &Checkout) -> PathBuf {
 
 /// The page with new schedules in the place of the old ones.
 fn renewed(page: &str, schedules: &str) -> Result<String> {
-    let (before, rest) = page.split_once(BEGIN).context("it has no place for them")?;
-    let (_, after) = rest.split_once(END).context("their place has no end")?;
+    let (before, rest) = page.split_once(BEGIN).with_context(|| {
+        format!(
+            "put the line `{}` back, behind which they stand",
+            BEGIN.trim()
+        )
+    })?;
+    let (_, after) = rest.split_once(END).with_context(|| {
+        format!(
+            "put the line `{}` back, before which they stand",
+            END.trim()
+        )
+    })?;
     Ok(format!("{before}{BEGIN}\n{schedules}\n{END}{after}"))
 }
 
@@ -371,17 +384,51 @@ impl State {
     }
 }
 
-/// `cargo course exercises`: every exercise with its minutes and how it stands.
+/// The minutes of a heading, by the table of a notebook that may have grown since.
+fn minutes_of(notebook: &Notebook, heading: &str) -> Option<u32> {
+    let mut cells = notebook.cells.iter().rev();
+    let table = cells.find(|cell| note(cell) == Some(MINUTES))?;
+    let mut rows = table.source.lines().filter_map(row);
+    rows.find(|section| section.heading == heading)
+        .map(|section| section.minutes)
+}
+
+/// The heading of an exercise: the last one before its starter.
+fn heading_of(notebook: &Notebook, exercise: &Exercise<'_>) -> Option<String> {
+    let before = notebook.cells.iter().take(exercise.starter.number - 1);
+    let lines = before.filter(|cell| cell.kind == Kind::Markdown);
+    let lines = lines.flat_map(|cell| prose_lines(&cell.source));
+    let headings = lines.filter_map(|(_, line)| line.strip_prefix("### "));
+    let mut exercises = headings.filter(|heading| heading.starts_with("Exercise "));
+    exercises.by_ref().last().map(str::to_owned)
+}
+
+/// `cargo course exercises`: every exercise with its minutes and how it stands. A notebook that
+/// cannot be read is named, and the others are shown.
 pub fn exercises(checkout: &Checkout, lessons: &[String]) -> Result<bool> {
     println!("{:<40} {:>7}  state", "exercise", "minutes");
-    let (mut count, mut solved, mut sum) = (0, 0, 0);
+    let (mut count, mut solved, mut sum, mut well) = (0, 0, 0, true);
     for path in notebook::select(checkout, lessons)? {
-        let notebook = Notebook::read(&path)?;
-        println!("{}", notebook.name());
-        let sections = sections(&notebook).with_context(|| notebook.name())?;
-        let stated = sections.iter().filter(|section| section.is_exercise());
-        for (section, exercise) in stated.zip(notebook.exercises()?) {
-            let state = State::of(&exercise);
+        let read = || -> Result<Vec<(String, Option<u32>, State)>> {
+            let notebook = Notebook::read(&path)?;
+            let exercises = notebook.exercises()?;
+            let rows = exercises.iter().map(|exercise| {
+                let heading = heading_of(&notebook, exercise).unwrap_or_default();
+                let minutes = minutes_of(&notebook, &heading);
+                (heading, minutes, State::of(exercise))
+            });
+            Ok(rows.collect())
+        };
+        println!("{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let rows = match read() {
+            Ok(rows) => rows,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                well = false;
+                continue;
+            }
+        };
+        for (heading, minutes, state) in rows {
             let said = match state {
                 State::Solved => "solved".to_owned(),
                 State::NotYet(right, all) => format!("{right} of {all} right"),
@@ -389,13 +436,14 @@ pub fn exercises(checkout: &Checkout, lessons: &[String]) -> Result<bool> {
             };
             count += 1;
             solved += u32::from(state == State::Solved);
-            sum += section.minutes;
-            let heading = section.heading.trim_start_matches("Exercise ");
-            println!("  {heading:<38} {:>7}  {said}", section.minutes);
+            sum += minutes.unwrap_or(0);
+            let heading = heading.trim_start_matches("Exercise ");
+            let minutes = minutes.map_or("–".to_owned(), |minutes| minutes.to_string());
+            println!("  {heading:<38} {minutes:>7}  {said}");
         }
     }
     println!("{count} exercises, {sum} minutes, {solved} solved");
-    Ok(true)
+    Ok(well)
 }
 
 #[cfg(test)]

@@ -36,7 +36,8 @@ async def _execute_and_hear_all(self, cell, cell_index, *args, **options):
     cell = await _execute_cell(self, cell, cell_index, *args, **options)
     code = [i for i, c in enumerate(self.nb.cells) if c.cell_type == "code" and c.source.strip()]
     # Of a cell that has failed the kernel keeps the source, for the failing line: ask nothing more.
-    if code and cell_index == code[-1] and not stderr_of(cell):
+    rust = self.nb.metadata.get("kernelspec", {}).get("name") == "rust"
+    if rust and code and cell_index == code[-1] and not stderr_of(cell):
         await _hear_the_rest(self, cell, cell_index)
     for late, index in vars(self).pop("_late", []):
         await run_hook(self.on_cell_executed, cell=late, cell_index=index, execute_reply=None)
@@ -60,6 +61,14 @@ async def _hear_the_rest(self, cell, cell_index):
                 _keep(self, message, cell, cell_index)
         else:
             _take(self, message)
+
+
+async def _last_word(self):
+    await _hear_the_rest(self, *list(vars(self)["_ran"].values())[-1])
+
+
+# Waits for all that was written to stderr so far; each cell of the client then holds its own.
+last_word = run_sync(_last_word)
 
 
 async def _message(self, timeout):

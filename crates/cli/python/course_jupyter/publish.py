@@ -100,7 +100,10 @@ class Lesson:
         self.page = f"{path.stem}.html"
         first = self.notebook.cells[0].source
         self.title = first.splitlines()[0].removeprefix("# ")
-        self.minutes = re.search(r"\*\*Time:\*\* (\d+)", first)[1]
+        time = re.search(r"\*\*Time:\*\* (\d+) minutes", first)
+        if time is None:
+            raise ValueError("the first cell does not say `**Time:** 25 minutes`")
+        self.minutes = time[1]
         for cell in self.notebook.cells:
             for output in cell.get("outputs", []):
                 described(output)
@@ -146,8 +149,7 @@ def write(folder, name, text):
     print(name, flush=True)
 
 
-def site(folder, teaching, paths):
-    lessons = [Lesson(path) for path in paths]
+def site(folder, teaching, lessons):
     exporter = Site(exclude_input_prompt=True, exclude_output_prompt=True)
     pages = [{"page": lesson.page, "title": lesson.title} for lesson in lessons]
 
@@ -188,9 +190,8 @@ def prose(text):
     return notebook
 
 
-def slides(folder, reveal, paths):
+def slides(folder, reveal, lessons):
     exporter = Slides(exclude_input_prompt=True, exclude_output_prompt=True)
-    lessons = [Lesson(path) for path in paths]
     for lesson in lessons:
         for cell in lesson.notebook.cells:
             cell.metadata["slideshow"] = {"slide_type": slide_type(cell)}
@@ -222,7 +223,14 @@ def main(kind, folder, extra, *notebooks):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     make = {"site": site, "slides": slides}[kind]
-    make(folder, Path(extra), [Path(notebook) for notebook in notebooks])
+    make(folder, Path(extra), [read(Path(notebook)) for notebook in notebooks])
+
+
+def read(path):
+    try:
+        return Lesson(path)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is this notebook
+        sys.exit(f"error: {path.name}: {str(error).splitlines()[0][:200]}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from .failures import OUTPUT_TIMEOUT, STARTUP_TIMEOUT, error_of, failing_line, stderr_of
 from .kernels import generated_source
-from .late_output import listen_for_it
+from .late_output import last_word, listen_for_it
 
 KERNELSPEC = {"display_name": "Rust", "language": "rust", "name": "rust"}
 LANGUAGE = {"file_extension": ".rs", "mimetype": "text/rust", "name": "rust"}
@@ -64,16 +64,11 @@ def run_cell(client, cell, number, displayed):
     """Runs a cell; raises Failed for everything that a learner would call a failure."""
     try:
         client.execute_cell(cell, number - 1)
-    except CellTimeoutError:
-        raise Failed(number, cell.source, f"no end within {client.timeout} s") from None
+    except CellTimeoutError as error:
+        raise Failed(number, cell.source, str(error).splitlines()[0]) from None
     except (CellExecutionError, DeadKernelError) as error:
         raise Failed(number, cell.source, error_of(cell) or str(error)) from None
-    # What an earlier cell wrote can come late.
-    for place, ran in enumerate(client.nb.cells[:number], 1):
-        text = stderr_of(ran)
-        if text:
-            generated = generated_source(client.km.connection_file) if ran is cell else None
-            raise Failed(place, ran.source, text, generated)
+    check_stderr(client, number, cell)
     kind = debug_text(cell, displayed)
     if kind:
         # No line of the cell is to blame.
@@ -84,6 +79,15 @@ def run_cell(client, cell, number, displayed):
             "expression move no variable (borrow or clone it, or bind the value with `let` and "
             "end the cell with its name)",
         )
+
+
+def check_stderr(client, number, last):
+    """Raises Failed for a cell up to this number that wrote to stderr: what an earlier one wrote can come late."""
+    for place, ran in enumerate(client.nb.cells[:number], 1):
+        text = stderr_of(ran)
+        if text:
+            generated = generated_source(client.km.connection_file) if ran is last else None
+            raise Failed(place, ran.source, text, generated)
 
 
 def debug_text(cell, displayed):
@@ -126,6 +130,9 @@ def run_exercises(client, notebook, events, displayed):
         passed = [e["passed"] for e in events.read() if e.get("exercise") == name]
         if len(passed) < 2 or not passed[-1]:
             raise Failed(number, check.source, f"exercise {name}: the solution fails the check")
+    if starters:
+        last_word(client)
+        check_stderr(client, len(client.nb.cells), None)
 
 
 def code_sha256(notebook):

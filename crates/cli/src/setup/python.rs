@@ -194,6 +194,7 @@ pub fn make(
 /// Finds a Python that is recent enough.
 pub fn interpreter() -> Result<Interpreter> {
     let asked = std::env::var("COURSE_PYTHON").ok();
+    let asked = asked.filter(|name| !name.is_empty());
     let names = match &asked {
         Some(name) => vec![name.as_str()],
         None => vec!["python3", "python"],

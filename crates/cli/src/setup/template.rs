@@ -274,7 +274,7 @@ impl KernelEnvironment<'_> {
             // candle's own threads spin after each operation and take the cores from the next.
             .env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "100")
             .env("COURSE_KERNEL", dir);
-        lean_cargo::apply(command, self.home, &self.installed.rustc)
+        lean_cargo::apply(command, self.home, self.checkout, &self.installed.rustc)
     }
 }
 
