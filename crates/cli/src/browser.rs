@@ -33,7 +33,7 @@ const NAMES: [&str; 5] = [
 /// What `cargo course browser` can be told.
 #[derive(Args)]
 pub struct Options {
-    /// Run every lesson in the classic notebook as well (half an hour)
+    /// Run every lesson in the classic notebook as well
     #[arg(long)]
     classic: bool,
 }

@@ -121,9 +121,8 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     let course = folder.join("course");
     if course.exists() {
         // Somebody may have worked in it.
-        let old = (1..).map(|n| folder.join(format!("course.old-{n}")));
-        let old = old.into_iter().find(|old| !old.exists());
-        let old = old.context("no name is left for the old checkout")?;
+        let mut names = (1..).map(|n| folder.join(format!("course.old-{n}")));
+        let old = names.find(|name| !name.exists()).unwrap_or_default();
         fs::rename(&course, &old)
             .with_context(|| format!("cannot move {} away", course.display()))?;
         eprintln!("      the one that was there is kept as {}", old.display());

@@ -2,6 +2,8 @@
 
 mod fetch;
 
+pub use fetch::environment;
+
 use crate::home::{Checkout, Home, sha256};
 use crate::progress::Steps;
 use anyhow::{Context, Result, bail};
@@ -128,7 +130,7 @@ pub fn command(home: &Home, checkout: &Checkout, action: &Action) -> Result<bool
         }
         Action::Fetch { name } => {
             let set = manifest.set(name)?;
-            let state = fetch::one(home, name, set, &[], || fetch::environment(home))?;
+            let state = fetch::one(home, name, set, &[], || environment(home))?;
             println!("{name} {state}: {}", folder(home, name).display());
             Ok(true)
         }
@@ -291,11 +293,6 @@ fn size(bytes: u64) -> String {
     } else {
         format!("{:.1} MB", bytes as f64 / 1e6)
     }
-}
-
-/// The interpreter of the course's own Python environment, made if it is missing.
-pub fn environment(home: &Home) -> Result<PathBuf> {
-    fetch::environment(home)
 }
 
 /// The folder of a set, downloaded if it is missing.

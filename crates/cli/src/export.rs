@@ -72,8 +72,6 @@ pub mod support {
         }
     }
     impl<T> ByType for T {}
-    pub fn keeps<T: 'static>(_: &T) {}
-    pub fn asks<T>(_: &T) {}
     pub fn maybe() -> bool {
         std::hint::black_box(false)
     }
@@ -165,7 +163,7 @@ pub fn command(checkout: &Checkout, options: &Options) -> Result<bool> {
         .env("CARGO_TARGET_DIR", &target);
     let mut step = Steps::new(1).start(
         "The notebooks as one program",
-        Some("about 6 minutes at first"),
+        Some("about 4 minutes at first"),
     );
     let progress = tool::compile_progress(&mut step, 270);
     tool::run("building the notebooks", &mut cargo, progress)?;

@@ -157,10 +157,8 @@ def site(folder, teaching, lessons):
         course = {
             "course": COURSE,
             "title": title,
-            "pages": pages,
             "previous": previous,
             "next": following,
-            "page": name,
         }
         body, _ = exporter.from_notebook_node(notebook, resources={"course": course})
         write(folder, name, body)

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The interpreter of the course's own Python environment, made if it is missing.
-pub(super) fn environment(home: &Home) -> Result<PathBuf> {
+pub fn environment(home: &Home) -> Result<PathBuf> {
     let _lock = home.lock("setup", || {
         eprintln!("Another `cargo course` is setting up: waiting for it.");
     })?;

@@ -154,18 +154,17 @@ impl Figure {
 
     /// Writes the image into a folder, under its title, and prints its words: for a program, which
     /// has no notebook to show it in.
-    fn keep(&self, folder: &Path) {
+    pub(super) fn keep(&self, folder: &Path) {
         let name: String = self
             .title
             .chars()
             .map(|c| if c.is_alphanumeric() { c } else { '_' })
             .collect();
         let path = folder.join(name).with_extension("png");
-        let written =
-            std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, &self.png));
-        let note = match written {
+        let made = std::fs::create_dir_all(folder).map_err(Error::file(folder));
+        let note = match made.and_then(|()| self.save(&path)) {
             Ok(()) => format!("(drawn in {})", path.display()),
-            Err(error) => format!("({} cannot be written: {error})", path.display()),
+            Err(error) => format!("(not drawn: {error})"),
         };
         let _ = writeln!(std::io::stdout(), "{}\n{note}", self.words.trim_end());
     }

@@ -211,3 +211,14 @@ fn the_pixels_of_an_image_keep_their_places() {
     let seen: Vec<u8> = (0..6).map(|i| middle(i % 3, i / 3)).collect();
     assert_eq!(seen, [0, 51, 102, 153, 204, 255]);
 }
+
+#[test]
+fn a_program_keeps_a_figure_under_its_title() {
+    let folder = tempfile::tempdir().unwrap();
+    let chart = crate::chart::BarChart::new("W · x, r = 0.5", "x", "y");
+    let figure = chart.bar("a", 1).draw().unwrap();
+    let inside = folder.path().join("a new/one");
+    figure.keep(&inside);
+    let written = std::fs::read(inside.join("W___x__r___0_5.png")).unwrap();
+    assert_eq!(written, figure.png());
+}
