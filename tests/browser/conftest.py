@@ -52,25 +52,35 @@ def serve(program, name):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # Not by a proxy of the environment.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        end = time.monotonic() + STARTUP
-        while True:
-            try:
-                direct.open(f"{address}/api?token={TOKEN}", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (KEPT / f"{name}.log").read_text()
-                assert time.monotonic() < end, "Jupyter does not answer"
-                time.sleep(0.5)
+        wait_for(f"{address}/api?token={TOKEN}", server, KEPT / f"{name}.log")
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        end(server)
+
+
+def wait_for(address, server, log):
+    """Waits until a server answers at an address."""
+    # Not by a proxy of the environment.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + STARTUP
+    while True:
         try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
+            direct.open(address, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, "Jupyter does not answer"
+            time.sleep(0.5)
+
+
+def end(server):
+    """Ends a server and what it has started."""
+    os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from ctypes.util import find_library
 from hashlib import sha256
 from pathlib import Path
 
@@ -190,6 +191,26 @@ ENVIRONMENT = {
 def test_an_environment_that_cannot_be_is_named(name, place):
     environment, words = ENVIRONMENT[name]
     ran = place.run("data", "fetch", "reveal", **environment)
+    assert ran.returncode == 1, ran
+    assert_one_message(ran, words)
+
+
+# What a machine without a card is asked for: command, environment, what its message must hold.
+CARD = {
+    "no driver": (["setup", "--device", "cuda"], {}, "needs an NVIDIA card with its driver"),
+    "no driver, by the variable": (["setup"], {"COURSE_DEVICE": "cuda"}, "`cargo course check --cuda`"),
+    "a device of another kind": (["setup"], {"COURSE_DEVICE": "gpu"}, "use COURSE_DEVICE=cpu or COURSE_DEVICE=cuda"),
+    "a toolkit that is none": (["check", "--cuda"], {"CUDA_HOME": "/nowhere"}, "unset CUDA_HOME"),
+    "a card of no kind": (["check", "--cuda"], {"CUDA_COMPUTE_CAP": "hopper"}, "write 90 for 9.0"),
+}
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_a_card_that_is_not_there_is_named(name, place):
+    if name.startswith("no driver") and find_library("cuda"):
+        pytest.skip("this machine has a driver")
+    command, environment, words = CARD[name]
+    ran = place.run(*command, **environment)
     assert ran.returncode == 1, ran
     assert_one_message(ran, words)
 

@@ -134,6 +134,17 @@ def test_a_notebook_in_another_folder(tmp_path):
         assert cells.run('println!("{:?}", Device::Cpu.is_cpu());') == "true"
 
 
+def test_where_the_tools_are_shared_a_kernel_works_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    monkeypatch.setenv("COURSE_KERNELS", str(own))
+    before = set(KERNELS.iterdir())
+    with kernel() as cells:
+        assert cells.run('println!("{:?}", Device::Cpu.is_cpu());') == "true"
+        assert [path.name for path in own.glob("run-*") if path.is_dir()] == [f"run-{cells.launcher}"]
+        assert set(KERNELS.iterdir()) == before
+    assert wait_until(lambda: not list(own.glob("run-*")))
+
+
 def test_a_template_that_cannot_be_made_is_told_in_the_first_cell(tmp_path):
     """A checkout whose crate does not compile: the kernel starts and shows the compiler's words."""
     broken = tmp_path / "a checkout"

@@ -50,8 +50,8 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
-def made(kind, folder):
-    command = [os.environ["COURSE_CLI"], kind, "--out", str(folder)]
+def made(kind, folder, *lessons):
+    command = [os.environ["COURSE_CLI"], kind, "--out", str(folder), *lessons]
     subprocess.run(command, cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
     return {path.name: Page(path) for path in folder.glob("*.html")}
 
@@ -103,6 +103,15 @@ def test_the_site_is_whole(site):
     for first, second in zip(NAMES, NAMES[1:]):
         assert f"{second}.html" in pages[f"{first}.html"].links
         assert f"{first}.html" in pages[f"{second}.html"].links
+
+
+@pytest.mark.parametrize("kind", ["site", "slides"])
+def test_pages_of_some_lessons_link_to_no_others(kind, tmp_path):
+    pages = made(kind, tmp_path, "02", "13")
+    lessons = [name for name in pages if name[0].isdigit()]
+    assert sorted(lessons) == ["02_architecture.html", "13_reinforcement.html"]
+    check_pages(tmp_path, pages)
+    assert set(lessons) <= set(pages["index.html"].links)
 
 
 def test_what_the_search_finds_is_there(site):

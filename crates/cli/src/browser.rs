@@ -1,5 +1,6 @@
 //! `cargo course browser`: real JupyterLab in a real browser, as a learner uses it.
 
+use crate::device::Device;
 use crate::home::{Checkout, Home};
 use crate::progress::Steps;
 use crate::setup;
@@ -36,6 +37,9 @@ pub struct Options {
     /// Run every lesson in the classic notebook as well
     #[arg(long)]
     classic: bool,
+    /// Let five learners work at JupyterHub as well; makes accounts, so it needs root
+    #[arg(long)]
+    hub: bool,
 }
 
 /// Runs the tests; screenshots stay in `target/browser`.
@@ -46,7 +50,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
              chromium), or name one with {BROWSER}=/path/to/chromium."
         )
     })?;
-    let (environment, _) = setup::ensure(home, checkout)?;
+    let (environment, _) = setup::ensure(home, checkout, Device::Cpu)?;
     let own = {
         let _lock = home.lock("browser", || {
             eprintln!("Another `cargo course` is installing Playwright: waiting for it.");
@@ -75,7 +79,7 @@ fn tests(
     without_cargo(&mut command, checkout);
     command
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
-        .arg("tests/browser/test_lab.py")
+        .args(["tests/browser/test_lab.py", "tests/browser/test_pages.py"])
         .current_dir(checkout.root())
         .stdin(Stdio::null())
         .env("COURSE_CLI", std::env::current_exe()?)
@@ -85,6 +89,9 @@ fn tests(
         .env("PYTHONDONTWRITEBYTECODE", "1");
     if options.classic {
         command.arg("tests/browser/test_classic.py");
+    }
+    if options.hub {
+        command.arg("tests/browser/test_hub.py");
     }
     Ok(command)
 }

@@ -11,6 +11,8 @@
 //!   evcxr/        evcxr_jupyter, built: of use where Rust lies in the same place
 //! ```
 
+use crate::data;
+use crate::device::Device;
 use crate::home::{Checkout, Home, remove_folder, write_atomic};
 use crate::progress::Steps;
 use crate::setup::template::without_cargo;
@@ -101,7 +103,7 @@ impl Bundle {
 
 /// Makes a bundle.
 pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> {
-    let (environment, installed) = setup::ensure(home, checkout)?;
+    let (environment, installed) = setup::ensure(home, checkout, Device::Cpu)?;
     let folder = match &options.out {
         Some(folder) => std::path::absolute(folder)?,
         None => checkout.join("target/bundle"),
@@ -228,6 +230,9 @@ fn vendor(
     installed: &setup::Installed,
     folder: &Path,
 ) -> Result<()> {
+    let _lock = home.lock("bundle", || {
+        eprintln!("Another `cargo course bundle` is at work: waiting for it.");
+    })?;
     let work = home.join("bundle-unfinished");
     remove_folder(&work)?;
     // A crate that depends on it, so that cargo gets its sources.
@@ -303,12 +308,14 @@ pub fn offline(home: &Home, checkout: &Checkout, folder: &Path) -> Result<()> {
     }
     let vendor = folder.join("vendor");
     write_atomic(&home.offline_cargo().join("config.toml"), sources(&vendor))?;
-    for entry in fs::read_dir(folder.join("data")).context("the bundle holds no data")? {
-        let entry = entry?;
-        let at = home.join("data").join(entry.file_name());
-        if !at.exists() {
-            replace(&entry.path(), &at)?;
-        }
+    for name in data::incomplete(home, checkout)? {
+        let from = folder.join("data").join(&name);
+        ensure!(
+            from.is_dir(),
+            "the bundle holds no {}: make it anew with `cargo course bundle`",
+            from.display()
+        );
+        replace(&from, &home.join("data").join(&name))?;
     }
     if bundle.sysroot == here.sysroot {
         let rustc = evcxr::Rustc::of(checkout.root())?;
@@ -372,7 +379,7 @@ fn replace(from: &Path, to: &Path) -> Result<()> {
     let part = to.with_extension("part");
     remove_folder(&part)?;
     fs::create_dir_all(to.parent().unwrap_or(to))?;
-    setup::template::copy(from, &part)?;
+    tool::copy(from, &part)?;
     remove_folder(to)?;
     fs::rename(&part, to).with_context(|| format!("cannot create {}", to.display()))
 }

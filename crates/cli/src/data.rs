@@ -302,6 +302,14 @@ pub fn obtained(home: &Home, checkout: &Checkout, name: &str) -> Result<PathBuf>
     Ok(folder(home, name))
 }
 
+/// The sets of which a file is missing or has another size.
+pub fn incomplete(home: &Home, checkout: &Checkout) -> Result<Vec<String>> {
+    let manifest = Manifest::read(checkout)?;
+    let sets = manifest.fetch.into_iter();
+    let incomplete = sets.filter(|(name, set)| !set.seems_whole(&folder(home, name)));
+    Ok(incomplete.map(|(name, _)| name).collect())
+}
+
 /// Where a set's files lie. The notebooks find them by `course::data::fetched`, which takes a
 /// folder that exists for complete.
 fn folder(home: &Home, name: &str) -> PathBuf {

@@ -1,5 +1,6 @@
 //! `cargo course exec`: a program of the course's Python environment, such as `jupyter nbconvert`.
 
+use crate::device::Device;
 use crate::home::{Checkout, Home};
 use crate::setup;
 use crate::setup::template::without_cargo;
@@ -10,7 +11,7 @@ use std::process::Command;
 /// Sets up what is missing and becomes the program, in the folder where it was asked for; returns
 /// only if that cannot start.
 pub fn command(home: &Home, checkout: &Checkout, name: &str, arguments: &[String]) -> Result<bool> {
-    let (environment, _) = setup::ensure(home, checkout)?;
+    let (environment, _) = setup::ensure(home, checkout, Device::chosen(None)?)?;
     let program = environment.bin(name);
     if !program.is_file() {
         bail!(

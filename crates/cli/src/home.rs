@@ -45,9 +45,20 @@ impl Home {
         self.0.join(part)
     }
 
-    /// The folder in which kernels run: the template and its copies, side by side.
-    pub fn kernels(&self) -> PathBuf {
+    /// The folder of templates, from which kernels start.
+    pub fn templates(&self) -> PathBuf {
         self.join("kernels")
+    }
+
+    /// The folder in which kernels run: beside the templates, or what `COURSE_KERNELS` names, which
+    /// is a folder of each learner's own where many share the tools.
+    pub fn kernels(&self) -> PathBuf {
+        own_kernels().unwrap_or_else(|| self.templates())
+    }
+
+    /// The `CARGO_HOME` of kernels: in the folder in which they run where that is a learner's own.
+    pub fn cargo_home(&self) -> PathBuf {
+        own_kernels().map_or_else(|| self.join("cargo-home"), |own| own.join("cargo-home"))
     }
 
     /// The `CARGO_HOME` of a set-up without a network, made by `cargo course lab --offline`.
@@ -79,6 +90,11 @@ pub fn lock(path: &Path, waiting: impl FnOnce()) -> Result<File> {
             .with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(file)
+}
+
+fn own_kernels() -> Option<PathBuf> {
+    let named = std::env::var_os("COURSE_KERNELS").filter(|value| !value.is_empty())?;
+    std::path::absolute(PathBuf::from(named)).ok()
 }
 
 fn default_home() -> Result<PathBuf> {

@@ -8,10 +8,11 @@
 //!                     is gone, however it went
 //! ```
 
+use crate::device::Device;
 use crate::home::{Checkout, Home};
 use crate::progress::Steps;
 use crate::setup::template::KernelEnvironment;
-use crate::setup::{Installed, template};
+use crate::setup::{Installed, template, tool};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getppid, setsid};
@@ -32,12 +33,17 @@ pub fn kernel(connection_file: &Path) -> Result<()> {
     let home = Home::find()?;
     let installed = Installed::read(&home)?;
     let (checkout, cwd) = place(&installed)?;
-    fs::create_dir_all(home.kernels())?;
+    template::settle(&home.kernels())?;
     sweep(&home);
 
     let folder = Folder::new(&home, connection_file)?;
     let mut guard = Guard::start(&folder)?;
-    let config = warm(&home, &checkout, &installed, &folder);
+    // What is not known, or not prepared, the cell refuses that asks for the device.
+    let device = match (Device::chosen(None), &installed.cuda) {
+        (Ok(Device::Cuda), Some(_)) => Device::Cuda,
+        _ => Device::Cpu,
+    };
+    let config = warm(&home, &checkout, &installed, device, &folder);
     let mut command = Command::new(&installed.evcxr);
     command
         .arg("--control_file")
@@ -47,6 +53,7 @@ pub fn kernel(connection_file: &Path) -> Result<()> {
         home: &home,
         checkout: &checkout,
         installed: &installed,
+        toolkit: installed.cuda.as_ref().filter(|_| device == Device::Cuda),
         config: &config,
     };
     environment.apply(&mut command, &folder.dir)?;
@@ -99,9 +106,15 @@ fn place(installed: &Installed) -> Result<(Checkout, PathBuf)> {
 /// Fills the kernel's folder from the template and returns evcxr's configuration folder. A
 /// template that cannot be made is no reason to die: evcxr then compiles in its first cell and
 /// shows the compiler's message there.
-fn warm(home: &Home, checkout: &Checkout, installed: &Installed, folder: &Folder) -> PathBuf {
-    let made = template::ensure(home, checkout, installed, &mut Steps::new(1))
-        .and_then(|made| template::copy(&made.dir, &folder.dir).map(|()| made.config));
+fn warm(
+    home: &Home,
+    checkout: &Checkout,
+    installed: &Installed,
+    device: Device,
+    folder: &Folder,
+) -> PathBuf {
+    let made = template::ensure(home, checkout, installed, device, &mut Steps::new(1))
+        .and_then(|made| tool::copy(&made.dir, &folder.dir).map(|()| made.config));
     made.unwrap_or_else(|error| {
         eprintln!(
             "The warm kernel could not be prepared, so the first cell compiles everything itself \
@@ -109,7 +122,7 @@ fn warm(home: &Home, checkout: &Checkout, installed: &Installed, folder: &Folder
         );
         fs::remove_dir_all(&folder.dir).ok();
         // What an older template holds of candle need not be compiled again.
-        let older = template::newest(home).map(|older| template::copy(&older, &folder.dir));
+        let older = template::newest(home, device).map(|older| tool::copy(&older, &folder.dir));
         if !matches!(older, Some(Ok(()))) {
             fs::create_dir_all(&folder.dir).ok();
         }

@@ -1,5 +1,6 @@
 //! `cargo course lab`: sets up what is missing, then opens JupyterLab on the notebooks.
 
+use crate::device::{self, Device};
 use crate::home::{Checkout, Home};
 use crate::{bundle, kernel, setup};
 use anyhow::{Context, Result, bail};
@@ -21,6 +22,9 @@ pub struct Options {
     /// The port on this machine; without, the first free one from 8888
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// Where tensors live; COURSE_DEVICE without
+    #[arg(long)]
+    device: Option<Device>,
 }
 
 /// Becomes JupyterLab; returns only if that cannot start.
@@ -31,7 +35,8 @@ pub fn lab(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> 
     if let Some(folder) = &options.offline {
         bundle::offline(home, checkout, folder)?;
     }
-    let (environment, _) = setup::ensure(home, checkout)?;
+    let device = Device::chosen(options.device)?;
+    let (environment, _) = setup::ensure(home, checkout, device)?;
     kernel::sweep(home);
     let mut command = Command::new(environment.bin("jupyter"));
     command
@@ -50,7 +55,10 @@ pub fn lab(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> 
     if nix::unistd::geteuid().is_root() {
         command.arg("--allow-root");
     }
-    let error = command.env("COURSE_HOME", home.join("")).exec();
+    let error = command
+        .env("COURSE_HOME", home.join(""))
+        .env(device::VARIABLE, device.name())
+        .exec();
     Err(error).context("cannot start JupyterLab: run `cargo course setup`")
 }
 

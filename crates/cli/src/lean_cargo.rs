@@ -62,7 +62,7 @@ pub fn is_meant() -> bool {
 /// Makes the `CARGO_HOME` of kernels: the user's own, seen through links, with this program as
 /// its cargo.
 pub fn cargo_home(home: &Home, checkout: &Checkout) -> Result<PathBuf> {
-    let own = home.join("cargo-home");
+    let own = home.cargo_home();
     let asked = std::env::var_os("CARGO_HOME").filter(|v| !v.is_empty());
     let asked = asked.map(PathBuf::from).filter(|users| *users != own);
     // What was set up without a network stays so: rustup names a CARGO_HOME to all that it starts.

@@ -5,10 +5,12 @@ mod browser;
 mod bundle;
 mod check;
 mod data;
+mod device;
 mod example;
 mod exec;
 mod export;
 mod home;
+mod hub;
 mod kernel;
 mod lab;
 mod lean_cargo;
@@ -23,6 +25,7 @@ mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use device::Device;
 use home::{Checkout, Home};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,15 +43,22 @@ enum Action {
     /// Set up what is missing, then open JupyterLab on the notebooks
     Lab(lab::Options),
     /// Everything: format, lints, crate tests, docs, every notebook headless, metrics
-    Test,
+    Test(test::Options),
     /// The set-up alone: Python environment, data, Rust kernel, template, kernelspec
-    Setup,
+    Setup {
+        /// Where tensors live in the kernels to prepare for; COURSE_DEVICE without
+        #[arg(long)]
+        device: Option<Device>,
+    },
     /// Execute notebooks headless and print a table
     Run(run::Options),
     /// Type-check the notebooks' code and their structure, without a kernel
     Check {
         /// Lessons, such as 01 02; all without
         lessons: Vec<String>,
+        /// Compile everything for an NVIDIA card instead; it need not be there
+        #[arg(long, conflicts_with = "lessons")]
+        cuda: bool,
     },
     /// The exercises: minutes, and how far you are with each
     Exercises {
@@ -77,6 +87,8 @@ enum Action {
     Bench(bench::Options),
     /// Real JupyterLab in a real browser: runs lessons, presses stop, looks at the charts
     Browser(browser::Options),
+    /// JupyterHub for a class on one Linux server: an account and kernels for everybody
+    Hub(hub::Options),
     /// Run a program of the course's Python environment: `cargo course exec jupyter --version`
     Exec {
         /// The program
@@ -119,14 +131,16 @@ fn publish(kind: publish::Kind, options: &publish::Options) -> Result<bool> {
 fn act(action: Action) -> Result<bool> {
     match action {
         Action::Lab(options) => lab::lab(&Home::find()?, &Checkout::current()?, &options),
-        Action::Test => test::test(&Home::find()?, &Checkout::current()?),
-        Action::Setup => {
-            setup::ensure(&Home::find()?, &Checkout::current()?)?;
+        Action::Test(options) => test::test(&Home::find()?, &Checkout::current()?, &options),
+        Action::Setup { device } => {
+            let device = Device::chosen(device)?;
+            setup::ensure(&Home::find()?, &Checkout::current()?, device)?;
             println!("The course is set up. Open it with `cargo course lab`.");
             Ok(true)
         }
         Action::Run(options) => run::command(&Home::find()?, &Checkout::current()?, &options),
-        Action::Check { lessons } => check::command(&Checkout::current()?, &lessons),
+        Action::Check { cuda: true, .. } => check::cuda(&Home::find()?, &Checkout::current()?),
+        Action::Check { lessons, .. } => check::command(&Checkout::current()?, &lessons),
         Action::Exercises { lessons } => teaching::exercises(&Checkout::current()?, &lessons),
         Action::Schedule(options) => teaching::schedule(&Checkout::current()?, &options),
         Action::Data(action) => data::command(&Home::find()?, &Checkout::current()?, &action),
@@ -134,11 +148,12 @@ fn act(action: Action) -> Result<bool> {
         Action::Site(options) => publish(publish::Kind::Site, &options),
         Action::Slides(options) => publish(publish::Kind::Slides, &options),
         Action::Bundle(options) => bundle::command(&Home::find()?, &Checkout::current()?, &options),
-        Action::Export(options) => export::command(&Checkout::current()?, &options),
+        Action::Export(options) => export::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Bench(options) => bench::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Browser(options) => {
             browser::command(&Home::find()?, &Checkout::current()?, &options)
         }
+        Action::Hub(options) => hub::command(&Home::find()?, &Checkout::current()?, &options),
         Action::Exec { program, arguments } => {
             exec::command(&Home::find()?, &Checkout::current()?, &program, &arguments)
         }

@@ -1,10 +1,11 @@
 //! `cargo course run`: executes notebooks headless, each in a process and a kernel of its own.
 
+use crate::device::{self, Device};
 use crate::home::{Checkout, Home, write_atomic};
 use crate::setup::python::Environment;
 use crate::{notebook, setup};
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,21 +28,12 @@ pub struct Options {
     /// How many notebooks run at once; each kernel takes about 0.6 GB of memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
-    /// Where the tensors live
-    #[arg(long, default_value = "cpu")]
-    device: Device,
+    /// Where tensors live; COURSE_DEVICE without
+    #[arg(long)]
+    device: Option<Device>,
     /// Seconds that one cell may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u32,
-}
-
-/// Where the tensors live.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Device {
-    /// The processor.
-    Cpu,
-    /// The first CUDA card.
-    Cuda,
 }
 
 /// How one notebook went, as `course_jupyter.run` reports it.
@@ -134,8 +126,8 @@ pub struct Plan<'a> {
     pub exercises: bool,
     /// Stores the outputs; those of a notebook that fails go into this folder instead.
     pub write: Option<&'a Path>,
-    /// `cpu` or `cuda`.
-    pub device: &'a str,
+    /// Where tensors live.
+    pub device: Device,
     /// Seconds that one cell may take.
     pub timeout: u32,
 }
@@ -143,11 +135,8 @@ pub struct Plan<'a> {
 /// `cargo course run`.
 pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> {
     let notebooks = notebook::select(checkout, &options.lessons)?;
-    let (environment, _) = setup::ensure(home, checkout)?;
-    let device = match options.device {
-        Device::Cpu => "cpu",
-        Device::Cuda => "cuda",
-    };
+    let device = Device::chosen(options.device)?;
+    let (environment, _) = setup::ensure(home, checkout, device)?;
     let failed = checkout.join("target/notebooks");
     let plan = Plan {
         notebooks: &notebooks,
@@ -223,7 +212,7 @@ fn runner(environment: &Environment, plan: &Plan<'_>, path: &Path) -> Command {
 fn one(home: &Home, environment: &Environment, plan: &Plan<'_>, path: &Path) -> Result<Outcome> {
     let output = runner(environment, plan, path)
         .env("COURSE_HOME", home.join(""))
-        .env("COURSE_DEVICE", plan.device)
+        .env(device::VARIABLE, plan.device.name())
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null())
         .output()
@@ -305,7 +294,7 @@ mod tests {
                 jobs: 1,
                 exercises: true,
                 write,
-                device: "cpu",
+                device: Device::Cpu,
                 timeout: 7,
             };
             let environment = Environment::at(Path::new("env"));

@@ -1,13 +1,16 @@
 //! `cargo course test`: everything that must hold before a change lands.
 
+use crate::device::Device;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::notebook::{self, Notebook};
 use crate::progress::minutes;
 use crate::run::{self, Outcome};
+use crate::setup::cuda::Toolkit;
 use crate::setup::python::Environment;
-use crate::setup::template::without_cargo;
-use crate::{check, data, setup};
+use crate::setup::template::{library_path, without_cargo};
+use crate::{check, data, device, setup};
 use anyhow::{Context, Result};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,23 +18,36 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// What `cargo course test` can be told.
+#[derive(Args)]
+pub struct Options {
+    /// Where tensors live; COURSE_DEVICE without
+    #[arg(long)]
+    device: Option<Device>,
+}
+
 /// Runs every stage, also after one that failed, and prints a table at the end.
-pub fn test(home: &Home, checkout: &Checkout) -> Result<bool> {
+pub fn test(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> {
+    let device = Device::chosen(options.device)?;
     let mut stages = Stages(Vec::new());
-    let (environment, _) = setup::ensure(home, checkout)?;
-    let cargo = |arguments: &[&str]| cargo(checkout, &environment, arguments);
+    let (environment, installed) = setup::ensure(home, checkout, device)?;
+    let toolkit = match device {
+        Device::Cpu => None,
+        Device::Cuda => installed.cuda.as_ref(),
+    };
+    let cargo = |arguments: &[&str]| cargo(checkout, &environment, toolkit, arguments);
+    let features: &[&str] = match toolkit {
+        Some(_) => &["--features", "course/cuda"],
+        None => &[],
+    };
     stages.run("format", || cargo(&["fmt", "--all", "--check"]));
     stages.run("lints", || {
-        cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ])
+        let what = ["clippy", "--workspace", "--all-targets"];
+        cargo(&[&what, features, &["--", "-D", "warnings"]].concat())
     });
-    stages.run("crate tests", || cargo(&["test", "--workspace"]));
+    stages.run("crate tests", || {
+        cargo(&[&["test", "--workspace"], features].concat())
+    });
     stages.run("documentation", || {
         cargo(&["doc", "--workspace", "--no-deps"])
     });
@@ -40,10 +56,10 @@ pub fn test(home: &Home, checkout: &Checkout) -> Result<bool> {
         check::command(checkout, &[])
     });
     stages.run("kernel and Jupyter", || {
-        kernel_tests(home, checkout, &environment)
+        kernel_tests(home, checkout, &environment, device)
     });
     stages.run("notebooks: headless", || {
-        notebooks(home, checkout, &environment)
+        notebooks(home, checkout, &environment, device)
     });
     Ok(stages.report())
 }
@@ -78,19 +94,34 @@ impl Stages {
     }
 }
 
-fn cargo(checkout: &Checkout, environment: &Environment, arguments: &[&str]) -> Result<bool> {
+fn cargo(
+    checkout: &Checkout,
+    environment: &Environment,
+    toolkit: Option<&Toolkit>,
+    arguments: &[&str],
+) -> Result<bool> {
     let mut command = Command::new("cargo");
     without_cargo(&mut command, checkout);
+    if let Some(toolkit) = toolkit {
+        toolkit.apply(&mut command);
+        library_path(&mut command, [toolkit.libraries()], checkout);
+    }
     command
         .args(arguments)
         .current_dir(checkout.root())
         .env("PYO3_PYTHON", environment.python())
+        .env(device::VARIABLE, toolkit.map_or("cpu", |_| "cuda"))
         .env("RUSTDOCFLAGS", "-D warnings");
     Ok(command.status().context("cannot start cargo")?.success())
 }
 
 /// The tests that need a kernel: one candle, stop button, nothing left behind, exit codes.
-fn kernel_tests(home: &Home, checkout: &Checkout, environment: &Environment) -> Result<bool> {
+fn kernel_tests(
+    home: &Home,
+    checkout: &Checkout,
+    environment: &Environment,
+    device: Device,
+) -> Result<bool> {
     let status = Command::new(environment.python())
         .args([
             "-m",
@@ -103,6 +134,7 @@ fn kernel_tests(home: &Home, checkout: &Checkout, environment: &Environment) -> 
         .current_dir(checkout.root())
         .env("COURSE_CLI", std::env::current_exe()?)
         .env("COURSE_HOME", home.join(""))
+        .env(device::VARIABLE, device.name())
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .status()?;
     Ok(status.success())
@@ -115,14 +147,19 @@ const JOBS: usize = 2;
 /// Seconds that one cell may take while another notebook runs beside it.
 const TIMEOUT: u32 = 240;
 
-fn notebooks(home: &Home, checkout: &Checkout, environment: &Environment) -> Result<bool> {
+fn notebooks(
+    home: &Home,
+    checkout: &Checkout,
+    environment: &Environment,
+    device: Device,
+) -> Result<bool> {
     let notebooks = notebook::select(checkout, &[])?;
     let plan = run::Plan {
         notebooks: &notebooks,
         jobs: JOBS,
         exercises: true,
         write: None,
-        device: "cpu",
+        device,
         timeout: TIMEOUT,
     };
     let outcomes = run::execute(home, environment, &plan)?;

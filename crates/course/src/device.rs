@@ -38,8 +38,9 @@ fn choose(
     match wanted.trim().to_ascii_lowercase().as_str() {
         "" | "cpu" => Ok(Device::Cpu),
         "cuda" if !built_for_cuda => refuse(format!(
-            "{VARIABLE}=cuda, but this kernel was built without CUDA; build crate `course` with \
-             its feature `cuda` (it needs the CUDA toolkit), or unset {VARIABLE} for the CPU"
+            "{VARIABLE}=cuda, but this kernel was built without CUDA; `cargo course setup --device \
+             cuda` prepares one (a program of your own: feature `cuda` of crate `course`), or \
+             unset {VARIABLE} for the CPU"
         )),
         "cuda" => match card() {
             Ok(device) => Ok(device),

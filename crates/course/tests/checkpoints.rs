@@ -1,4 +1,5 @@
-//! Every committed checkpoint is read and measured again: it must be as good as its card says.
+//! Every committed checkpoint is read and measured again: it must be as good as its card says,
+//! on the device that `COURSE_DEVICE` names.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +14,7 @@ const TOLERANCE: f64 = 1e-4;
 
 fn language_model(name: &str, corpus: &str) {
     let checkpoint = Checkpoint::open(name).unwrap();
-    let (llama, model) = checkpoint.frozen(&Device::Cpu, Llama::new).unwrap();
+    let (llama, model) = checkpoint.frozen(&device().unwrap(), Llama::new).unwrap();
     assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
 
     let text = data::text(corpus).unwrap().held_out;
@@ -22,7 +23,9 @@ fn language_model(name: &str, corpus: &str) {
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
     assert_eq!(tokenizer.vocab_size(), llama.config().vocab_size);
 
-    let windows = Tokens::new(ids).windows(16, 128, &Device::Cpu).unwrap();
+    let windows = Tokens::new(ids)
+        .windows(16, 128, &device().unwrap())
+        .unwrap();
     let loss = llama.held_out_loss(&windows).unwrap();
     let want = checkpoint.card().held_out["loss"];
     assert!(
@@ -46,10 +49,12 @@ fn smollm2_hamlet_is_as_good_as_its_card_says() {
     let adapter = AdapterCheckpoint::open("smollm2-hamlet").unwrap();
     let base = Pretrained::fetched("smollm2").unwrap();
     let nf4 = QuantConfig::default();
-    let (llama, mut model) = base.quantized(&Device::Cpu, &nf4, Llama::new).unwrap();
+    let (llama, mut model) = base
+        .quantized(&device().unwrap(), &nf4, Llama::new)
+        .unwrap();
     let play = data::dialogue(40).unwrap().held_out;
     let (tokenizer, template) = (base.tokenizer().unwrap(), base.chat_template().unwrap());
-    let chats = Sequences::chats(&play, &tokenizer, &template, 160, &Device::Cpu).unwrap();
+    let chats = Sequences::chats(&play, &tokenizer, &template, 160, &device().unwrap()).unwrap();
     let chats = chats.in_order(8).unwrap();
     let before = llama.held_out_loss(&chats).unwrap();
     model.load_adapter(adapter.folder(), "hamlet").unwrap();
@@ -66,9 +71,9 @@ fn smollm2_hamlet_is_as_good_as_its_card_says() {
 #[test]
 fn fashion_cnn_is_as_good_as_its_card_says() {
     let checkpoint = Checkpoint::open("fashion-cnn").unwrap();
-    let (cnn, model) = checkpoint.frozen(&Device::Cpu, Cnn::new).unwrap();
+    let (cnn, model) = checkpoint.frozen(&device().unwrap(), Cnn::new).unwrap();
     assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
-    let test = data::fashion(&Device::Cpu).unwrap().test;
+    let test = data::fashion(&device().unwrap()).unwrap().test;
     let accuracy = cnn.accuracy(&test.images, &test.labels).unwrap();
     let want = checkpoint.card().held_out["accuracy"];
     // Sums in another order may turn one image of the 2,000.
@@ -78,10 +83,10 @@ fn fashion_cnn_is_as_good_as_its_card_says() {
 #[test]
 fn fashion_vit_is_as_good_as_its_card_says() {
     let checkpoint = Checkpoint::open("fashion-vit").unwrap();
-    let (vit, model) = checkpoint.frozen(&Device::Cpu, ViT::new).unwrap();
+    let (vit, model) = checkpoint.frozen(&device().unwrap(), ViT::new).unwrap();
     assert_eq!(vit.config(), &ViTConfig::fashion());
     assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
-    let test = data::fashion(&Device::Cpu).unwrap().test;
+    let test = data::fashion(&device().unwrap()).unwrap().test;
     let accuracy = vit.accuracy(&test.images, &test.labels).unwrap();
     let want = checkpoint.card().held_out["accuracy"];
     // Sums in another order may turn one image of the 2,000.
@@ -91,10 +96,10 @@ fn fashion_vit_is_as_good_as_its_card_says() {
 /// The garments of the test images, and the Fréchet distance of made images to the first 1,000 of
 /// them, as `cargo course pretrain` measures it.
 fn garments(made: &Tensor) -> (data::Images, f64) {
-    let test = data::fashion(&Device::Cpu).unwrap().test;
+    let test = data::fashion(&device().unwrap()).unwrap().test;
     let test = test.of_classes(&[0, 1, 2, 3, 4, 6]).unwrap();
     let checkpoint = Checkpoint::open("fashion-cnn").unwrap();
-    let (cnn, _) = checkpoint.frozen(&Device::Cpu, Cnn::new).unwrap();
+    let (cnn, _) = checkpoint.frozen(&device().unwrap(), Cnn::new).unwrap();
     let features = |images: &Tensor| cnn.features(images, false).unwrap();
     let real = features(&test.take(1000).unwrap().images);
     let distance = course::linalg::frechet_distance(&features(made), &real).unwrap();
@@ -104,11 +109,15 @@ fn garments(made: &Tensor) -> (data::Images, f64) {
 #[test]
 fn fashion_gan_is_as_good_as_its_card_says() {
     let checkpoint = Checkpoint::open("fashion-gan").unwrap();
-    let (generator, drawing) = checkpoint.frozen(&Device::Cpu, Generator::new).unwrap();
-    let (_, judging) = checkpoint.frozen(&Device::Cpu, Discriminator::new).unwrap();
+    let (generator, drawing) = checkpoint
+        .frozen(&device().unwrap(), Generator::new)
+        .unwrap();
+    let (_, judging) = checkpoint
+        .frozen(&device().unwrap(), Discriminator::new)
+        .unwrap();
     let parameters = drawing.parameter_count().all + judging.parameter_count().all;
     assert_eq!(parameters, checkpoint.card().parameters);
-    let z = rng(2).randn((1000, 100), &Device::Cpu).unwrap();
+    let z = rng(2).randn((1000, 100), &device().unwrap()).unwrap();
     let made = generator.forward_t(&z, false).unwrap();
     let (_, distance) = garments(&made.affine(0.5, 0.5).unwrap());
     let want = checkpoint.card().held_out["frechet"];
@@ -121,10 +130,12 @@ fn fashion_gan_is_as_good_as_its_card_says() {
 #[test]
 fn cartpole_dqn_is_as_good_as_its_card_says() {
     let checkpoint = Checkpoint::open("cartpole-dqn").unwrap();
-    let (q, model) = checkpoint.frozen(&Device::Cpu, QNetwork::new).unwrap();
+    let (q, model) = checkpoint
+        .frozen(&device().unwrap(), QNetwork::new)
+        .unwrap();
     assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
     let q = q.snapshot().unwrap();
-    let returns = rl::evaluate(&q, rl::cartpole_v1, 100, 100_000, &Device::Cpu).unwrap();
+    let returns = rl::evaluate(&q, rl::cartpole_v1, 100, 100_000, &device().unwrap()).unwrap();
     let mean = Spread::of(&returns).unwrap().mean;
     let want = checkpoint.card().held_out["mean_return"];
     assert!((mean - want).abs() < 1.0, "{mean}, not {want}");
@@ -133,10 +144,10 @@ fn cartpole_dqn_is_as_good_as_its_card_says() {
 #[test]
 fn fashion_vae_is_as_good_as_its_card_says() {
     let checkpoint = Checkpoint::open("fashion-vae").unwrap();
-    let (vae, model) = checkpoint.frozen(&Device::Cpu, Vae::new).unwrap();
+    let (vae, model) = checkpoint.frozen(&device().unwrap(), Vae::new).unwrap();
     assert_eq!(model.parameter_count().all, checkpoint.card().parameters);
     let mut random = rng(2);
-    let z = random.randn((1000, 20), &Device::Cpu).unwrap();
+    let z = random.randn((1000, 20), &device().unwrap()).unwrap();
     let (test, distance) = garments(&vae.decode(&z, false).unwrap());
     let want = checkpoint.card().held_out["frechet"];
     assert!(
@@ -144,7 +155,7 @@ fn fashion_vae_is_as_good_as_its_card_says() {
         "{distance}, not {want}"
     );
 
-    let noise = random.randn((test.len(), 20), &Device::Cpu).unwrap();
+    let noise = random.randn((test.len(), 20), &device().unwrap()).unwrap();
     let loss = vae.loss(&test.images, &noise, false).unwrap();
     let loss = f64::from(loss.to_scalar::<f32>().unwrap());
     let want = checkpoint.card().held_out["loss"];
@@ -156,10 +167,10 @@ fn fashion_vae_is_as_good_as_its_card_says() {
 fn sinusoids(name: &str, told: usize) {
     let checkpoint = Checkpoint::open(name).unwrap();
     let config: MetaConfig = checkpoint.config().unwrap();
-    let weights = checkpoint.tensors(&Device::Cpu).unwrap();
+    let weights = checkpoint.tensors(&device().unwrap()).unwrap();
     let learner = MetaLearner::new(&config, &weights).unwrap();
     assert_eq!(config.parameters(), checkpoint.card().parameters);
-    let mut held_out = Sinusoids::new(1_000_001, &Device::Cpu);
+    let mut held_out = Sinusoids::new(1_000_001, &device().unwrap());
     let tasks = held_out.tasks(1000, 5, 100).unwrap();
     let errors = learner.evaluate(&tasks, 10).unwrap();
     assert_eq!(checkpoint.card().held_out.len(), told);

@@ -6,10 +6,10 @@ from pathlib import Path
 
 def folder(connection_file):
     """evcxr's working folder of the kernel with this connection file, or None."""
-    home = os.environ.get("COURSE_HOME")
-    if not home:
+    home, own = os.environ.get("COURSE_HOME"), os.environ.get("COURSE_KERNELS")
+    if not (home or own):
         return None
-    for lock in Path(home, "kernels").glob("run-*.lock"):
+    for lock in Path(own or Path(home, "kernels")).glob("run-*.lock"):
         try:
             if lock.read_text() == os.path.abspath(connection_file):
                 return lock.with_suffix("")

@@ -73,10 +73,15 @@ def anchor(heading):
 class Markdown:
     """What both exporters do with prose."""
 
+    def __init__(self, pages):
+        """For a folder that holds some pages."""
+        super().__init__(exclude_input_prompt=True, exclude_output_prompt=True)
+        self.pages = pages
+
     @pass_context
     def markdown2html(self, context, source):
         renderer = Renderer(escape=False)
-        return linked(MarkdownWithMath(renderer=renderer).render(source))
+        return linked(MarkdownWithMath(renderer=renderer).render(source), self.pages)
 
 
 class Site(Markdown, HTMLExporter):
@@ -87,9 +92,14 @@ class Slides(Markdown, SlidesExporter):
     template_name = "course-slides"
 
 
-def linked(page):
-    """Links between notebooks as links between pages."""
-    return re.sub(r'href="([\w.]+)\.(?:ipynb|md)([#"])', r'href="\1.html\2', page)
+def linked(page, pages):
+    """Links between notebooks as links between pages; what links to one that is not made is its text alone."""
+
+    def link(found):
+        name, anchor, text = f"{found[1]}.html", found[2] or "", found[3]
+        return f'<a href="{name}{anchor}">{text}</a>' if name in pages else text
+
+    return re.sub(r'<a href="([\w.]+)\.(?:ipynb|md)(#[^"]*)?">(.*?)</a>', link, page, flags=re.DOTALL)
 
 
 class Lesson:
@@ -150,7 +160,7 @@ def write(folder, name, text):
 
 
 def site(folder, teaching, lessons):
-    exporter = Site(exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = Site({"TEACHING.html", *(lesson.page for lesson in lessons)})
     pages = [{"page": lesson.page, "title": lesson.title} for lesson in lessons]
 
     def page(name, notebook, title, previous=None, following=None):
@@ -171,9 +181,9 @@ def site(folder, teaching, lessons):
         for heading, text in lesson.sections():
             index.append([lesson.page, anchor(heading), lesson.title, heading, text])
 
-    rows = [f"| [{x.title}]({x.page}) | {x.minutes} minutes |" for x in lessons]
+    rows = [f"| [{x.title}]({Path(x.page).stem}.ipynb) | {x.minutes} minutes |" for x in lessons]
     start = f"# {COURSE}\n\n| lesson | |\n|---|---|\n" + "\n".join(rows)
-    start += "\n\nFor teachers: [schedules and how to prepare](TEACHING.html)."
+    start += "\n\nFor teachers: [schedules and how to prepare](TEACHING.md)."
     page("index.html", prose(start), COURSE)
     page("TEACHING.html", prose(teaching.read_text(encoding="utf-8")), "For teachers")
     # A script, as a page from the disk may not fetch a file.
@@ -189,7 +199,7 @@ def prose(text):
 
 
 def slides(folder, reveal, lessons):
-    exporter = Slides(exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = Slides({lesson.page for lesson in lessons})
     for lesson in lessons:
         for cell in lesson.notebook.cells:
             cell.metadata["slideshow"] = {"slide_type": slide_type(cell)}

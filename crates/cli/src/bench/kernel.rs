@@ -27,7 +27,7 @@ const ROWS: &[(&str, &str, &str, f64)] = &[
 
 /// Measures `runs` kernels; false when a goal is missed.
 pub fn command(home: &Home, checkout: &Checkout, runs: u8, json: Option<&Path>) -> Result<bool> {
-    let (environment, _) = setup::ensure(home, checkout)?;
+    let (environment, _) = setup::ensure(home, checkout, crate::device::Device::Cpu)?;
     let program = example::build(checkout, "kernel", &mut Steps::new(1))?;
     let output = Command::new(environment.python())
         .args(["-m", "course_jupyter.bench", &runs.to_string()])

@@ -4,6 +4,7 @@
 //! [`lint`] looks at what each lesson must have. Both name a notebook, a cell and a line.
 
 mod cargo;
+mod cuda;
 mod lint;
 mod source;
 mod typecheck;
@@ -12,6 +13,7 @@ use crate::home::Checkout;
 use crate::notebook::{self, Cell, Notebook};
 use crate::teaching;
 use anyhow::{Result, bail};
+pub use cuda::check as cuda;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -227,19 +229,15 @@ pub fn exported(checkout: &Checkout, lessons: &[String]) -> Result<Vec<Exported>
     let notebooks = notebook::select(checkout, lessons)?;
     let one = |path: &PathBuf| -> Result<Exported> {
         let notebook = Notebook::read(path)?;
-        let (module, problems) = source::generate(&notebook, &source::Variables::new());
+        let (module, problems) = source::generate(&notebook, source::Purpose::Program);
         if let Some(problem) = problems.into_iter().next() {
             let finding = problem.into_finding(&label(checkout, path), &notebook);
             bail!("{finding}");
         }
-        // The lines that only ask the compiler, each in an answer of its own to `check`, go.
-        let questions = ["crate::support::keeps(&", "crate::support::asks(&"];
-        let lines = module.text.lines();
-        let lines = lines.filter(|line| !questions.iter().any(|asked| line.starts_with(asked)));
         Ok(Exported {
             number: notebook.lesson(),
             module: typecheck::module_name(&notebook),
-            text: lines.map(|line| format!("{line}\n")).collect(),
+            text: module.text,
         })
     };
     notebooks.iter().map(one).collect()

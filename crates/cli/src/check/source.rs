@@ -118,20 +118,30 @@ struct Insertion {
     role: Role,
 }
 
-/// Generates the module of a notebook. Variables in `late` are tested at the end of their cell,
-/// not at their `let`.
-pub fn generate(notebook: &Notebook, late: &Variables) -> (Module, Vec<Problem>) {
+/// What a module is generated for.
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose<'a> {
+    /// To be judged by the compiler, which is asked what evcxr would do; the exercises' solutions
+    /// too. The variables of the set are tested at the end of their cell, not at their `let`.
+    Check(&'a Variables),
+    /// To run.
+    Program,
+}
+
+/// Generates the module of a notebook.
+pub fn generate(notebook: &Notebook, purpose: Purpose<'_>) -> (Module, Vec<Problem>) {
     let mut module = Module::default();
     let mut problems = Vec::new();
-    module.push(
-        "use crate::support::{ByType as _, Shown as _, Unit as _};",
-        None,
-    );
-    module.function("notebook", &pieces(notebook), late, &mut problems);
+    let traits = match purpose {
+        Purpose::Check(_) => "use crate::support::{ByType as _, Shown as _, Unit as _};",
+        Purpose::Program => "use crate::support::Shown as _;",
+    };
+    module.push(traits, None);
+    module.function("notebook", &pieces(notebook), purpose, &mut problems);
     // An exercise that is not complete is a matter for the lint.
-    if let Ok(Some(solved)) = solved_pieces(notebook) {
+    if let (Purpose::Check(_), Ok(Some(solved))) = (purpose, solved_pieces(notebook)) {
         module.solved = Some(module.lines.len());
-        module.function("solved", &solved, late, &mut problems);
+        module.function("solved", &solved, purpose, &mut problems);
     }
     (module, problems)
 }
@@ -187,7 +197,7 @@ impl Module {
         &mut self,
         name: &str,
         pieces: &[Piece<'_>],
-        late: &Variables,
+        purpose: Purpose<'_>,
         problems: &mut Vec<Problem>,
     ) {
         let head = "() -> ::core::result::Result<(), crate::support::CellError> {";
@@ -203,7 +213,7 @@ impl Module {
                     let variables = syntax.variables.iter();
                     known.extend(variables.map(|variable| variable.name.clone()));
                     if sound {
-                        self.cell(piece, &syntax, late, &known);
+                        self.cell(piece, &syntax, purpose, &known);
                         blocks += 1;
                     }
                 }
@@ -223,11 +233,11 @@ impl Module {
         &mut self,
         piece: &Piece<'_>,
         syntax: &Syntax,
-        late: &Variables,
+        purpose: Purpose<'_>,
         known: &BTreeSet<String>,
     ) {
         self.push("{", None);
-        let insertions = insertions(piece, syntax, late, known);
+        let insertions = insertions(piece, syntax, purpose, known);
         for (index, line) in syntax.text.lines().enumerate() {
             let here = insertions.iter().filter(|i| i.at.line == index + 1);
             self.source_line(piece, index, line, here);
@@ -279,7 +289,7 @@ impl Module {
 fn insertions(
     piece: &Piece<'_>,
     syntax: &Syntax,
-    late: &Variables,
+    purpose: Purpose<'_>,
     known: &BTreeSet<String>,
 ) -> Vec<Insertion> {
     let end = LineColumn {
@@ -299,7 +309,8 @@ fn insertions(
         insert(tail.start, OPEN, Role::Show);
         insert(end, ").evcxr_display();", Role::Show);
         let mentioned = |name: &&String| mentions(&tail.text, name);
-        let asked: Vec<_> = known.iter().filter(mentioned).collect();
+        let asks = matches!(purpose, Purpose::Check(_));
+        let asked: Vec<_> = known.iter().filter(|_| asks).filter(mentioned).collect();
         if !asked.is_empty() {
             insert(
                 end,
@@ -313,14 +324,16 @@ fn insertions(
             insert(end, "}", Role::Show);
         }
     }
-    for variable in &syntax.variables {
-        let is_late = late.contains(&(piece.cell.number, variable.name.clone()));
-        insertions.push(Insertion {
-            at: if is_late { end } else { variable.end },
-            text: format!("crate::support::keeps(&{});", variable.name),
-            line: variable.line,
-            role: Role::Keep(variable.name.clone()),
-        });
+    if let Purpose::Check(late) = purpose {
+        for variable in &syntax.variables {
+            let is_late = late.contains(&(piece.cell.number, variable.name.clone()));
+            insertions.push(Insertion {
+                at: if is_late { end } else { variable.end },
+                text: format!("crate::support::keeps(&{});", variable.name),
+                line: variable.line,
+                role: Role::Keep(variable.name.clone()),
+            });
+        }
     }
     // Stable: at one place, the end of the tail comes before the variables kept late, and a
     // `let` ends before the tail begins.

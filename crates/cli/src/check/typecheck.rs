@@ -1,7 +1,7 @@
 //! Type-checks the notebooks' code with one `cargo check`, and says where in a notebook it fails.
 
 use super::cargo::{self, Diagnostic, Modules, Span, Verdict};
-use super::source::{self, Origin, Role, Variables};
+use super::source::{self, Origin, Purpose, Role, Variables};
 use super::{Finding, Mark, source_line};
 use crate::home::Checkout;
 use crate::notebook::Notebook;
@@ -77,7 +77,8 @@ impl<'a> Run<'a> {
         for named in notebooks {
             let (label, notebook) = named;
             let name = module_name(notebook);
-            let (module, problems) = source::generate(notebook, late.get(&name).unwrap_or(&none));
+            let (module, problems) =
+                source::generate(notebook, Purpose::Check(late.get(&name).unwrap_or(&none)));
             let problems = problems.into_iter();
             run.findings
                 .extend(problems.map(|problem| problem.into_finding(label, notebook)));

@@ -1,6 +1,7 @@
 //! Everything that a notebook needs on this machine, made step by step. Each step finds its work
 //! done, or does it; cut off at any point and started again, the set-up goes on.
 
+pub mod cuda;
 pub mod evcxr;
 pub mod kernelspec;
 pub mod peft;
@@ -9,6 +10,7 @@ pub mod template;
 pub mod tool;
 
 use crate::data;
+use crate::device::Device;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::progress::Steps;
 use anyhow::{Context, Result, bail};
@@ -26,6 +28,9 @@ pub struct Installed {
     pub evcxr: PathBuf,
     /// The compiler.
     pub rustc: evcxr::Rustc,
+    /// For kernels whose tensors live on a card, once a set-up was told of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<cuda::Toolkit>,
 }
 
 const RECORD: &str = "installed.json";
@@ -52,17 +57,29 @@ impl Installed {
 /// Needed for a set-up from nothing: Python environment, data, kernel build, template and a copy.
 const NEEDED_BYTES: u64 = 4_000_000_000;
 
-/// Does all the set-up that is missing.
-pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, Installed)> {
+/// Does all the set-up that is missing for kernels on a device.
+pub fn ensure(
+    home: &Home,
+    checkout: &Checkout,
+    device: Device,
+) -> Result<(python::Environment, Installed)> {
     let _lock = home.lock("setup", || {
         eprintln!("Another `cargo course` is setting up: waiting for it.");
     })?;
-    let mut steps = Steps::new(6);
+    let mut steps = Steps::new(match device {
+        Device::Cpu => 6,
+        Device::Cuda => 7,
+    });
     let rustc = evcxr::Rustc::of(checkout.root())?;
     evcxr::need_linker()?;
     if !home.join(RECORD).exists() {
         need_space(home.join("").as_path(), NEEDED_BYTES)?;
     }
+    let cuda = match device {
+        Device::Cuda => Some(cuda::Toolkit::for_card(home, &mut steps)?),
+        // Kernels on the card go on as they were set up.
+        Device::Cpu => Installed::read(home).ok().and_then(|last| last.cuda),
+    };
     let environment = python::ensure(home, &mut steps)?;
     data::ensure(home, checkout, &environment.python(), &mut steps)?;
     evcxr::ensure_library_sources(&rustc, &mut steps);
@@ -72,9 +89,10 @@ pub fn ensure(home: &Home, checkout: &Checkout) -> Result<(python::Environment, 
         python: environment.python(),
         evcxr: binary,
         rustc,
+        cuda: cuda.filter(cuda::Toolkit::is_there),
     };
     kernelspec::ensure(home, &environment, &mut steps)?;
-    template::ensure(home, checkout, &installed, &mut steps)?;
+    template::ensure(home, checkout, &installed, device, &mut steps)?;
     installed.write(home)?;
     Ok((environment, installed))
 }

@@ -128,6 +128,16 @@ impl Environment {
     pub fn join(&self, part: &str) -> PathBuf {
         self.0.join(part)
     }
+
+    /// The folder of its packages.
+    pub fn site_packages(&self) -> Result<PathBuf> {
+        let lib = self.join("lib");
+        fs::read_dir(&lib)
+            .with_context(|| format!("{} is not a Python environment", lib.display()))?
+            .filter_map(|entry| Some(entry.ok()?.path().join("site-packages")))
+            .find(|path| path.is_dir())
+            .with_context(|| format!("{} holds no site-packages", lib.display()))
+    }
 }
 
 /// A Python on this machine.
@@ -135,6 +145,13 @@ pub struct Interpreter {
     program: String,
     pub version: String,
     executable: String,
+}
+
+impl Interpreter {
+    /// Its program, as an absolute path.
+    pub fn executable(&self) -> &str {
+        &self.executable
+    }
 }
 
 /// What an environment holds.
@@ -263,16 +280,12 @@ fn install(python: &Interpreter, dir: &Path, recipe: &Recipe) -> Result<()> {
     tool::run(&format!("installing the {}", recipe.what), &mut pip, |_| ())
 }
 
-fn write_files(environment: &Environment) -> Result<()> {
+/// Writes the files of an environment that are ours.
+pub fn write_files(environment: &Environment) -> Result<()> {
     for (path, content) in FILES {
         write_atomic(&environment.join(path), content)?;
     }
-    let lib = environment.join("lib");
-    let site = fs::read_dir(&lib)
-        .with_context(|| format!("{} is not a Python environment", lib.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path().join("site-packages")))
-        .find(|path| path.is_dir())
-        .with_context(|| format!("{} holds no site-packages", lib.display()))?;
+    let site = environment.site_packages()?;
     for (name, content) in MODULES {
         write_atomic(&site.join("course_jupyter").join(name), content)?;
     }
@@ -280,7 +293,7 @@ fn write_files(environment: &Environment) -> Result<()> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]

@@ -1,12 +1,13 @@
 //! The warm kernel folder: evcxr's working folder after its first cell, with candle and the
 //! course compiled. Each kernel starts from a copy, so that its first cell answers at once.
 
-use super::evcxr::Rustc;
+use super::cuda::Toolkit;
 use super::{Installed, tool};
+use crate::device::Device;
 use crate::home::{Checkout, Home, short_hash, write_atomic};
 use crate::lean_cargo;
 use crate::progress::Steps;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,11 +42,11 @@ pub struct Template {
 }
 
 impl Template {
-    /// The template that fits the checkout's sources, compiler and kernel.
-    pub fn of(home: &Home, checkout: &Checkout, rustc: &Rustc) -> Result<Self> {
-        let key = key(checkout, rustc)?;
+    /// The template that fits the checkout's sources, compiler, kernel and device.
+    fn of(home: &Home, checkout: &Checkout, installed: &Installed, device: Device) -> Result<Self> {
+        let key = key(checkout, installed, toolkit(installed, device)?)?;
         Ok(Self {
-            dir: home.kernels().join(format!("template-{key}")),
+            dir: home.templates().join(format!("{}{key}", prefix(device))),
             config: home.join("config").join(key),
         })
     }
@@ -56,8 +57,28 @@ impl Template {
     }
 }
 
+/// How the folders of templates are called.
+fn prefix(device: Device) -> &'static str {
+    match device {
+        Device::Cpu => "template-",
+        Device::Cuda => "cuda-template-",
+    }
+}
+
+/// The toolkit that a device needs.
+fn toolkit(installed: &Installed, device: Device) -> Result<Option<&Toolkit>> {
+    match (device, &installed.cuda) {
+        (Device::Cpu, _) => Ok(None),
+        (Device::Cuda, Some(toolkit)) => Ok(Some(toolkit)),
+        (Device::Cuda, None) => {
+            bail!("the kernel is not prepared for a card: run `cargo course setup --device cuda`")
+        }
+    }
+}
+
 /// Everything that the compiled folder depends on.
-fn key(checkout: &Checkout, rustc: &Rustc) -> Result<String> {
+fn key(checkout: &Checkout, installed: &Installed, toolkit: Option<&Toolkit>) -> Result<String> {
+    let rustc = &installed.rustc;
     let mut parts: Vec<Vec<u8>> = vec![
         FORMAT.into(),
         CARGO_CONFIG.into(),
@@ -67,6 +88,8 @@ fn key(checkout: &Checkout, rustc: &Rustc) -> Result<String> {
         rustc.sysroot.as_os_str().as_encoded_bytes().to_vec(),
         checkout.root().as_os_str().as_encoded_bytes().to_vec(),
     ];
+    let cuda = toolkit.iter().flat_map(|toolkit| toolkit.key());
+    parts.extend(cuda.map(<[u8]>::to_vec));
     let mut files = vec![checkout.join("Cargo.toml"), checkout.join("Cargo.lock")];
     for krate in ["lora", "course"] {
         collect(&checkout.join("crates").join(krate), &mut files)?;
@@ -99,14 +122,21 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// Prepares a folder whose own folders are worked in.
+pub fn settle(dir: &Path) -> Result<()> {
+    write_atomic(&dir.join(".cargo/config.toml"), CARGO_CONFIG)
+}
+
 /// Makes the template if it is missing or stale. Safe to call from several processes.
 pub fn ensure(
     home: &Home,
     checkout: &Checkout,
     installed: &Installed,
+    device: Device,
     steps: &mut Steps,
 ) -> Result<Template> {
-    let template = Template::of(home, checkout, &installed.rustc)?;
+    let toolkit = toolkit(installed, device)?;
+    let template = Template::of(home, checkout, installed, device)?;
     if template.ready() {
         steps.skip();
         return Ok(template);
@@ -118,37 +148,37 @@ pub fn ensure(
         steps.skip();
         return Ok(template);
     }
-    let mut old = templates(home);
+    let mut old = templates(home, device);
     old.retain(|old| *old != template.dir);
-    let estimate = if old.is_empty() {
-        "about 6 minutes on two cores"
-    } else {
-        "about a minute"
+    let estimate = match (old.is_empty(), device) {
+        (false, _) => "about a minute",
+        (true, Device::Cpu) => "about 6 minutes on two cores",
+        (true, Device::Cuda) => "about 10 minutes on two cores",
     };
-    let mut step = steps.start(
-        "Kernel template: candle and the course, compiled",
-        Some(estimate),
-    );
+    let what = match device {
+        Device::Cpu => "Kernel template: candle and the course, compiled",
+        Device::Cuda => "Kernel template: candle and the course, compiled for a card",
+    };
+    let mut step = steps.start(what, Some(estimate));
 
     let dir = &template.dir;
     fs::remove_dir_all(dir).ok();
-    let unfinished = home.kernels().join("unfinished");
+    let unfinished = home.templates().join(match device {
+        Device::Cpu => "unfinished",
+        Device::Cuda => "unfinished-cuda",
+    });
     if !unfinished.exists() {
         // Start from the last template: only what changed is compiled.
         match old.last() {
-            Some(old) => copy(old, &unfinished)?,
+            Some(old) => tool::copy(old, &unfinished)?,
             None => fs::create_dir_all(&unfinished)?,
         }
     }
     fs::remove_file(unfinished.join("complete")).ok();
     fs::copy(checkout.join("Cargo.lock"), unfinished.join("Cargo.lock"))
         .context("cannot copy Cargo.lock")?;
-    write_atomic(&home.kernels().join(".cargo/config.toml"), CARGO_CONFIG)?;
-    let init = format!(
-        ":dep course = {{ path = {} }}\n",
-        toml_string(&checkout.join("crates/course"))
-    );
-    write_atomic(&template.config.join("init.evcxr"), init)?;
+    settle(&home.templates())?;
+    write_init(&template.config, checkout, device)?;
     write_atomic(&template.config.join("prelude.rs"), PRELUDE)?;
 
     let mut command = Command::new(&installed.python);
@@ -160,14 +190,25 @@ pub fn ensure(
         home,
         checkout,
         installed,
+        toolkit,
         config: &template.config,
     };
     environment.apply(&mut command, &unfinished)?;
-    tool::run(
+    let prepared = tool::run(
         "preparing the kernel",
         &mut command,
         tool::compile_progress(&mut step, CRATES),
-    )?;
+    );
+    if device == Device::Cuda {
+        // A dylib needs all that the bindings name, also what no lesson calls.
+        prepared.context(
+            "no kernel for a card. If everything compiled and it did not start, the CUDA toolkit or the \
+             driver is older than candle's bindings: update it, or unset CUDA_HOME and CUDA_PATH to get \
+             a toolkit that fits",
+        )?;
+    } else {
+        prepared?;
+    }
 
     fs::rename(&unfinished, dir)?;
     fs::write(
@@ -178,13 +219,32 @@ pub fn ensure(
         fs::remove_dir_all(old).ok();
         if let Some(key) = old
             .file_name()
-            .and_then(|n| n.to_str()?.strip_prefix("template-"))
+            .and_then(|name| name.to_str()?.strip_prefix(prefix(device)))
         {
             fs::remove_dir_all(home.join("config").join(key)).ok();
         }
     }
     step.done();
     Ok(template)
+}
+
+/// Writes evcxr's first commands. A kernel for a card has a second crate beside the course, which
+/// turns on the course's feature `cuda`: a notebook's own `:dep` names none, and cargo unites the
+/// features that a crate is asked for.
+fn write_init(config: &Path, checkout: &Checkout, device: Device) -> Result<()> {
+    let course = toml_string(&checkout.join("crates/course"));
+    let mut init = format!(":dep course = {{ path = {course} }}\n");
+    if device == Device::Cuda {
+        let dir = config.join("course-cuda");
+        let manifest = format!(
+            "[package]\nname = \"course-cuda\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+             [dependencies]\ncourse = {{ path = {course}, features = [\"cuda\"] }}\n"
+        );
+        write_atomic(&dir.join("Cargo.toml"), manifest)?;
+        write_atomic(&dir.join("src/lib.rs"), "")?;
+        init += &format!(":dep course-cuda = {{ path = {} }}\n", toml_string(&dir));
+    }
+    write_atomic(&config.join("init.evcxr"), init)
 }
 
 /// Whether a template other than the current one is of no more use: it belongs to this checkout,
@@ -194,20 +254,20 @@ fn stale(template: &Path, checkout: &Checkout) -> bool {
     Path::new(&root) == checkout.root() || !Path::new(&root).join("crates/course").is_dir()
 }
 
-/// The complete template made last, for whatever sources.
-pub fn newest(home: &Home) -> Option<PathBuf> {
-    templates(home).pop()
+/// The complete template made last for a device, for whatever sources.
+pub fn newest(home: &Home, device: Device) -> Option<PathBuf> {
+    templates(home, device).pop()
 }
 
-/// The complete templates, oldest first.
-fn templates(home: &Home) -> Vec<PathBuf> {
-    let mut found: Vec<_> = fs::read_dir(home.kernels())
+/// The complete templates for a device, oldest first.
+fn templates(home: &Home, device: Device) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(home.templates())
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("template-") && path.join("complete").exists()
+            name.starts_with(prefix(device)) && path.join("complete").exists()
         })
         .collect();
     found.sort_by_key(|path| {
@@ -218,18 +278,6 @@ fn templates(home: &Home) -> Vec<PathBuf> {
     found
 }
 
-/// Copies a folder with its time stamps, which cargo compares. Clones where the file system can.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut command = Command::new("cp");
-    if cfg!(target_os = "macos") {
-        command.args(["-c", "-pR"]);
-    } else {
-        command.args(["-a", "--reflink=auto"]);
-    }
-    command.arg(from).arg(to);
-    tool::run("copying the kernel's folder", &mut command, |_| ())
-}
-
 /// The environment in which evcxr runs, for the template and for every kernel alike.
 pub struct KernelEnvironment<'a> {
     /// The tools.
@@ -238,6 +286,8 @@ pub struct KernelEnvironment<'a> {
     pub checkout: &'a Checkout,
     /// Python, evcxr and compiler.
     pub installed: &'a Installed,
+    /// NVIDIA's compiler, for tensors on a card.
+    pub toolkit: Option<&'a Toolkit>,
     /// evcxr's configuration folder.
     pub config: &'a Path,
 }
@@ -249,18 +299,15 @@ impl KernelEnvironment<'_> {
         if let Some(toolchain) = self.installed.rustc.toolchain() {
             command.env("RUSTUP_TOOLCHAIN", toolchain);
         }
+        if let Some(toolkit) = self.toolkit {
+            toolkit.apply(command);
+        }
         // A cell's library lies one folder above where its relative path to Rust's standard
         // library fits. (Under `cargo run` the variable is set; a plain Jupyter knows nothing.)
-        let library = if cfg!(target_os = "macos") {
-            "DYLD_FALLBACK_LIBRARY_PATH"
-        } else {
-            "LD_LIBRARY_PATH"
-        };
         let own = self.installed.rustc.library();
-        let others = without_target(library, self.checkout);
-        if let Ok(paths) = std::env::join_paths(std::iter::once(own).chain(others)) {
-            command.env(library, paths);
-        }
+        let of_toolkit = self.toolkit.map(Toolkit::libraries);
+        let libraries = std::iter::once(own).chain(of_toolkit);
+        library_path(command, libraries, self.checkout);
         command
             .env("EVCXR_TMPDIR", dir)
             .env("EVCXR_CONFIG_DIR", self.config)
@@ -301,6 +348,23 @@ pub fn without_cargo(command: &mut Command, checkout: &Checkout) {
     }
 }
 
+/// Lets a command's programs find libraries in folders, before those of the environment.
+pub fn library_path(
+    command: &mut Command,
+    folders: impl IntoIterator<Item = PathBuf>,
+    checkout: &Checkout,
+) {
+    let variable = if cfg!(target_os = "macos") {
+        "DYLD_FALLBACK_LIBRARY_PATH"
+    } else {
+        "LD_LIBRARY_PATH"
+    };
+    let others = without_target(variable, checkout);
+    if let Ok(paths) = std::env::join_paths(folders.into_iter().chain(others)) {
+        command.env(variable, paths);
+    }
+}
+
 /// The folders of a search path that do not lie in the checkout's `target`, where an older
 /// libcourse may be.
 fn without_target(variable: &str, checkout: &Checkout) -> Vec<PathBuf> {
@@ -338,22 +402,50 @@ mod tests {
             write_atomic(&dir.path().join(file), "one").unwrap();
         }
         let checkout = Checkout::holding(dir.path()).unwrap();
-        let rustc = Rustc {
-            version: "1".into(),
-            sysroot: "/x".into(),
+        let mut installed: Installed = serde_json::from_value(serde_json::json!({
+            "checkout": dir.path(), "python": "/p", "evcxr": "/e",
+            "rustc": {"version": "1", "sysroot": "/x"},
+            "cuda": {"root": "/cuda", "version": "13", "capability": "90"},
+        }))
+        .unwrap();
+        let of = |installed: &Installed, device| {
+            key(&checkout, installed, toolkit(installed, device).unwrap()).unwrap()
         };
-        let first = key(&checkout, &rustc).unwrap();
+        let first = of(&installed, Device::Cpu);
         write_atomic(&checkout.join("crates/course/tests/x.rs"), "two").unwrap();
-        assert_eq!(key(&checkout, &rustc).unwrap(), first);
+        assert_eq!(of(&installed, Device::Cpu), first);
         for file in ["Cargo.lock", "crates/lora/src/lib.rs"] {
             write_atomic(&checkout.join(file), "two").unwrap();
-            assert_ne!(key(&checkout, &rustc).unwrap(), first, "{file}");
+            assert_ne!(of(&installed, Device::Cpu), first, "{file}");
             write_atomic(&checkout.join(file), "one").unwrap();
         }
-        let newer = Rustc {
-            version: "2".into(),
-            ..rustc
-        };
-        assert_ne!(key(&checkout, &newer).unwrap(), first);
+        assert_ne!(of(&installed, Device::Cuda), first);
+        installed.cuda = None;
+        assert_eq!(of(&installed, Device::Cpu), first);
+        let refused = toolkit(&installed, Device::Cuda).unwrap_err().to_string();
+        assert!(refused.contains("setup --device cuda"), "{refused}");
+        installed.rustc.version = "2".into();
+        assert_ne!(of(&installed, Device::Cpu), first);
+    }
+
+    #[test]
+    fn a_kernel_for_a_card_turns_the_feature_on() {
+        let dir = tempfile::tempdir().unwrap();
+        write_atomic(&dir.path().join("crates/course/Cargo.toml"), "").unwrap();
+        let checkout = Checkout::holding(dir.path()).unwrap();
+        let config = dir.path().join("config");
+        write_init(&config, &checkout, Device::Cpu).unwrap();
+        let cpu = fs::read_to_string(config.join("init.evcxr")).unwrap();
+        assert_eq!(cpu.lines().count(), 1);
+        write_init(&config, &checkout, Device::Cuda).unwrap();
+        let cuda = fs::read_to_string(config.join("init.evcxr")).unwrap();
+        assert!(
+            cuda.starts_with(&cpu) && cuda.contains("course-cuda"),
+            "{cuda}"
+        );
+        let manifest = fs::read_to_string(config.join("course-cuda/Cargo.toml")).unwrap();
+        let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+        let course = &manifest["dependencies"]["course"];
+        assert_eq!(course["features"][0].as_str(), Some("cuda"));
     }
 }

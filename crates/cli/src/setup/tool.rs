@@ -40,6 +40,18 @@ pub fn run(what: &str, command: &mut Command, mut each_line: impl FnMut(&str)) -
     )
 }
 
+/// Copies a folder with its time stamps, which cargo compares. Clones where the file system can.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut command = Command::new("cp");
+    if cfg!(target_os = "macos") {
+        command.args(["-c", "-pR"]);
+    } else {
+        command.args(["-a", "--reflink=auto"]);
+    }
+    command.arg(from).arg(to);
+    run(&format!("copying {}", from.display()), &mut command, |_| ())
+}
+
 /// Counts cargo's `Compiling` lines into a step's progress.
 pub fn compile_progress(step: &mut Step, total: usize) -> impl FnMut(&str) {
     let mut done = 0;

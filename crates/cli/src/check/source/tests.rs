@@ -19,7 +19,7 @@ fn code(sources: &[&str]) -> Notebook {
 
 /// The generated text without its frame, and the problems.
 fn generated(source: &str) -> (String, Vec<Problem>) {
-    let (module, problems) = generate(&code(&[source]), &Variables::new());
+    let (module, problems) = generate(&code(&[source]), Purpose::Check(&Variables::new()));
     let lines = module.text.lines().zip(&module.lines);
     let own = lines.filter(|(line, origin)| origin.is_some() && !line.trim().is_empty());
     (
@@ -34,7 +34,7 @@ fn every_line_of_a_cell_is_found_again_at_its_columns() {
         "let a = 1; let b = a;\nlet text = \"two\n  lines\"; // x\n\nfn f() {}\n a + b // end",
         ":dep course = \"1\"\n#![allow(x)] let a = 1;\nif a > 0 { a } else { 2 }\n",
     ];
-    let (module, problems) = generate(&code(&sources), &Variables::new());
+    let (module, problems) = generate(&code(&sources), Purpose::Check(&Variables::new()));
     assert_eq!(problems, []);
     let mut seen = BTreeSet::new();
     for (line, origin) in module.text.lines().zip(&module.lines) {
@@ -123,7 +123,10 @@ fn each_variable_is_tested_after_its_last_let() {
 #[test]
 fn a_late_variable_is_tested_at_the_end_of_its_cell() {
     let notebook = code(&["let a = 1;\nf(a);\na"]);
-    let (module, _) = generate(&notebook, &Variables::from([(1, "a".to_owned())]));
+    let (module, _) = generate(
+        &notebook,
+        Purpose::Check(&Variables::from([(1, "a".to_owned())])),
+    );
     let lines: Vec<_> = module.text.lines().collect();
     let end = lines
         .iter()
@@ -192,7 +195,10 @@ fn a_syntax_error_names_its_line_and_ends_the_function() {
         ("let a = 1;\nf())", 2),
         ("let a = \"x;\n", 1),
     ] {
-        let (module, problems) = generate(&code(&["1", source, "late()"]), &Variables::new());
+        let (module, problems) = generate(
+            &code(&["1", source, "late()"]),
+            Purpose::Check(&Variables::new()),
+        );
         let places: Vec<_> = problems.iter().map(|p| (p.cell, p.line)).collect();
         assert_eq!(places, [(Some(2), Some(line))], "{source}: {problems:?}");
         assert!(!module.text.contains("late"), "{source}");
@@ -207,7 +213,7 @@ fn solutions_stand_for_their_starters_in_a_second_function() {
         ("code", "f();", "check-f"),
         ("markdown", solution, "solution-f"),
     ];
-    let (module, _) = generate(&notebook(&cells), &Variables::new());
+    let (module, _) = generate(&notebook(&cells), Purpose::Check(&Variables::new()));
     let (plain, solved) = module.text.split_once("fn solved").unwrap();
     assert!(plain.contains("{ 0 }") && !plain.contains('7'));
     assert!(solved.contains("    7") && !solved.contains("{ 0 }") && solved.contains("f();"));
@@ -223,4 +229,20 @@ fn solutions_stand_for_their_starters_in_a_second_function() {
         (3, 5, &Role::Source)
     );
     assert!(module.is_solved(line) && !module.is_solved(3));
+}
+
+#[test]
+fn a_program_asks_the_compiler_nothing() {
+    let cells = [
+        ("code", "let a = 1;", ""),
+        ("code", "todo()", "starter-x"),
+        ("code", "a", "check-x"),
+        ("markdown", "```rust\nfn todo() {}\n```", "solution-x"),
+    ];
+    let (module, problems) = generate(&notebook(&cells), Purpose::Program);
+    assert_eq!(problems, []);
+    assert!(module.text.contains("evcxr_display"), "{}", module.text);
+    for asked in ["keeps(", "asks(", "by_type", "fn solved"] {
+        assert!(!module.text.contains(asked), "{}", module.text);
+    }
 }
