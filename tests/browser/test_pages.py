@@ -33,8 +33,7 @@ def test_the_search_leads_to_its_section(disk):
     first.click()
     disk.wait_for_url("**/13_reinforcement.html*")
     anchor = disk.evaluate("decodeURIComponent(location.hash.slice(1))")
-    if anchor:
-        assert disk.evaluate("id => document.getElementById(id) !== null", anchor)
+    assert anchor and disk.evaluate("id => document.getElementById(id) !== null", anchor)
     disk.fill("#search", "xylophone quagmire")
     assert disk.locator("#found").inner_text() == "Nothing holds all of these words."
 

@@ -137,11 +137,15 @@ def test_a_notebook_in_another_folder(tmp_path):
 def test_where_the_tools_are_shared_a_kernel_works_in_a_folder_of_its_own(tmp_path, monkeypatch):
     own = tmp_path / "own"
     monkeypatch.setenv("COURSE_KERNELS", str(own))
-    before = set(KERNELS.iterdir())
+    before, start = set(KERNELS.iterdir()), time.time()
     with kernel() as cells:
         assert cells.run('println!("{:?}", Device::Cpu.is_cpu());') == "true"
         assert [path.name for path in own.glob("run-*") if path.is_dir()] == [f"run-{cells.launcher}"]
         assert set(KERNELS.iterdir()) == before
+        # What the template holds is not compiled anew.
+        stamps = own.glob("run-*/target/**/.fingerprint/*/invoked.timestamp")
+        anew = {path.parent.name for path in stamps if path.stat().st_mtime > start}
+        assert anew and all(name.startswith("ctx-") for name in anew), anew
     assert wait_until(lambda: not list(own.glob("run-*")))
 
 

@@ -1,6 +1,6 @@
 //! `cargo course browser`: real JupyterLab in a real browser, as a learner uses it.
 
-use crate::device::Device;
+use crate::device::{self, Device};
 use crate::home::{Checkout, Home};
 use crate::progress::Steps;
 use crate::setup;
@@ -84,6 +84,7 @@ fn tests(
         .stdin(Stdio::null())
         .env("COURSE_CLI", std::env::current_exe()?)
         .env("COURSE_HOME", home.join(""))
+        .env(device::VARIABLE, Device::Cpu.name())
         // The kernel is the course's, also for a Jupyter of the tests' own.
         .env("JUPYTER_PATH", environment.join("share/jupyter"))
         .env("PYTHONDONTWRITEBYTECODE", "1");

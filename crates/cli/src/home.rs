@@ -56,9 +56,9 @@ impl Home {
         own_kernels().unwrap_or_else(|| self.templates())
     }
 
-    /// The `CARGO_HOME` of kernels: in the folder in which they run where that is a learner's own.
-    pub fn cargo_home(&self) -> PathBuf {
-        own_kernels().map_or_else(|| self.join("cargo-home"), |own| own.join("cargo-home"))
+    /// Whether others share the tools, so that a kernel may not write there.
+    pub fn is_shared(&self) -> bool {
+        own_kernels().is_some()
     }
 
     /// The `CARGO_HOME` of a set-up without a network, made by `cargo course lab --offline`.

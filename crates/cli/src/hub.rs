@@ -10,8 +10,10 @@
 
 use crate::device::Device;
 use crate::home::{Checkout, Home, remove_folder, short_hash, write_atomic};
+use crate::lean_cargo;
 use crate::progress::{Step, Steps};
-use crate::setup::python::{self, Environment, Recipe};
+use crate::setup::evcxr::Rustc;
+use crate::setup::python::{self, Recipe};
 use crate::setup::template::without_cargo;
 use crate::setup::{self, kernelspec, tool};
 use anyhow::{Context, Result, bail, ensure};
@@ -62,9 +64,11 @@ pub struct Options {
 pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool> {
     ensure!(
         cfg!(target_os = "linux") && nix::unistd::geteuid().is_root(),
-        "a class's server needs Linux and root, since each learner gets an account: \
-         sudo env \"PATH=$PATH\" COURSE_HOME=/opt/lora-course cargo course hub"
+        "a class's server needs Linux and root, since each learner gets an account; \
+         notebooks/TEACHING.md has the two lines that start it"
     );
+    // What is made from here on, everybody can read; what must not be is closed below.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let own = options.config.as_ref().map(std::path::absolute);
     let own = own.transpose()?;
     if let Some(own) = &own {
@@ -74,24 +78,31 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     if let Err(error) = TcpListener::bind(address) {
         bail!("{address} cannot be used ({error}): choose another --port or --ip");
     }
-    let (_, installed) = setup::ensure(home, checkout, Device::Cpu)?;
-    let cargo_home = cargo_home()?;
-    let readable = [
-        home.join(""),
-        checkout.root().to_owned(),
-        installed.rustc.sysroot.clone(),
-        cargo_home.join("registry"),
-        installed.evcxr.clone(),
-    ];
-    for path in readable {
-        for_everybody(&path)?;
+    let rustc = Rustc::of(checkout.root())?;
+    let interpreter = python::interpreter()?;
+    let crates = cargo_home()?.join("registry");
+    fs::create_dir_all(&crates)?;
+    // Before anything is compiled: moved elsewhere, all would be compiled anew.
+    for path in [
+        &home.join(""),
+        checkout.root(),
+        &rustc.sysroot,
+        &crates,
+        Path::new(interpreter.executable()),
+    ] {
+        for_everybody(path)?;
     }
+    let (_, installed) = setup::ensure(home, checkout, Device::Cpu)?;
+    for_everybody(&installed.evcxr)?;
+    lean_cargo::cargo_home(home, checkout)?;
     let (environment, proxy) = {
         let _lock = home.lock("hub", || {
             eprintln!("Another `cargo course` is installing JupyterHub: waiting for it.");
         })?;
         let mut steps = Steps::new(3);
-        let environment = environment(home, &mut steps)?;
+        let environment = python::make(home, &mut steps, &RECIPE, &interpreter, || Ok(()))?;
+        python::write_files(&environment)?;
+        kernelspec::ensure(home, &environment, &mut steps)?;
         (environment, proxy(home, &mut steps)?)
     };
     // The hub's secrets and its list of users.
@@ -99,10 +110,14 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     fs::create_dir_all(&state)?;
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
     let password = password(&state.join("password"))?;
+    let place = match options.ip.is_unspecified() {
+        true => format!("http://NAME-OF-THIS-MACHINE:{}", options.port),
+        false => format!("http://{address}"),
+    };
     println!(
-        "Learners open http://{address} (or this machine's name) and log in with their name and"
+        "Learners open {place} and log in with a name of small letters and digits and the password \
+         {password} (set {PASSWORD} for another)."
     );
-    println!("the password {password} (set {PASSWORD} for another).");
     let mut command = Command::new(environment.bin("jupyterhub"));
     without_cargo(&mut command, checkout);
     command
@@ -112,9 +127,10 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         .env("COURSE_HOME", home.join(""))
         .env("COURSE_CHECKOUT", checkout.root())
         .env("COURSE_SYSROOT", &installed.rustc.sysroot)
-        .env("COURSE_CARGO_HOME", cargo_home)
         .env("COURSE_HUB_PROXY", proxy)
         .env("COURSE_HUB_ADDRESS", format!("http://{address}"))
+        .env("COURSE_HUB_PORT", free_port()?.to_string())
+        .env("COURSE_HUB_PROXY_PORT", free_port()?.to_string())
         .env(PASSWORD, password);
     if let Some(own) = own {
         command.env("COURSE_HUB_CONFIG", own);
@@ -122,14 +138,10 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     Err(command.exec()).context("cannot start JupyterHub")
 }
 
-fn environment(home: &Home, steps: &mut Steps) -> Result<Environment> {
-    let interpreter = python::interpreter()?;
-    // A copy of it in root's home could not be started by learners.
-    for_everybody(&Path::new(interpreter.executable()).canonicalize()?)?;
-    let environment = python::make(home, steps, &RECIPE, &interpreter, || Ok(()))?;
-    python::write_files(&environment)?;
-    kernelspec::ensure(home, &environment, steps)?;
-    Ok(environment)
+/// A port of this machine at which the hub and its proxy speak to each other.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
+    Ok(listener.local_addr()?.port())
 }
 
 /// Where cargo keeps the sources of crates.
@@ -157,10 +169,10 @@ fn for_everybody(path: &Path) -> Result<()> {
             mode & needed == needed,
             "learners cannot read {}, since {} is closed to them. Put Rust, the course's tools and its \
              checkout where everybody can read (RUSTUP_HOME and CARGO_HOME below /opt/rust, \
-             COURSE_HOME=/opt/lora-course), or open that folder: chmod o+{} {}",
+             COURSE_HOME=/opt/lora-course), or open that folder: chmod {} {}",
             path.display(),
             part.display(),
-            if part == path { "rX" } else { "x" },
+            if part == path { "-R o+rX" } else { "o+x" },
             part.display()
         );
     }
@@ -173,10 +185,11 @@ fn password(kept: &Path) -> Result<String> {
         .ok()
         .filter(|asked| !asked.is_empty());
     if let Some(asked) = asked {
-        // JupyterHub takes no shorter one.
+        // JupyterHub takes no shorter one, and compares no other letters.
         ensure!(
-            asked.chars().count() >= 8,
-            "{PASSWORD} has less than 8 characters: choose a longer password for the class"
+            asked.len() >= 8 && asked.is_ascii(),
+            "{PASSWORD} is no password for the class: choose one of at least 8 characters, without \
+             accents or other letters beyond ASCII"
         );
         return Ok(asked);
     }

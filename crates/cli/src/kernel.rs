@@ -173,12 +173,12 @@ fn runtimes(evcxr: u32) -> Vec<i32> {
 
 /// A kernel's folder `kernels/run-…` with its lock, held as long as this process lives.
 struct Folder {
-    /// evcxr's working folder, at the depth of the template.
+    /// evcxr's working folder, a copy of the template.
     dir: PathBuf,
     _lock: File,
 }
 
-/// Kernel folders and their locks are siblings of the template: `run-PID` and `run-PID.lock`.
+/// A kernel's folder and its lock are siblings: `run-PID` and `run-PID.lock`.
 const PREFIX: &str = "run-";
 
 impl Folder {

@@ -60,9 +60,13 @@ pub fn is_meant() -> bool {
 }
 
 /// Makes the `CARGO_HOME` of kernels: the user's own, seen through links, with this program as
-/// its cargo.
+/// its cargo. (It lies in one place for the template and for all kernels: cargo compiles a crate
+/// anew when the path of its sources is another.)
 pub fn cargo_home(home: &Home, checkout: &Checkout) -> Result<PathBuf> {
-    let own = home.cargo_home();
+    let own = home.join("cargo-home");
+    if home.is_shared() {
+        return Ok(own);
+    }
     let asked = std::env::var_os("CARGO_HOME").filter(|v| !v.is_empty());
     let asked = asked.map(PathBuf::from).filter(|users| *users != own);
     // What was set up without a network stays so: rustup names a CARGO_HOME to all that it starts.

@@ -5,10 +5,10 @@ home, and kernels that share the compiled course but nothing else. Settings of y
 `cargo course hub --config FILE`; they are read last and win.
 """
 
+import asyncio
 import os
 import pwd
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -39,11 +39,16 @@ c.JupyterHub.authenticator_class = ClassAuthenticator
 c.ClassAuthenticator.user_password = os.environ.pop("COURSE_HUB_PASSWORD")
 c.ClassAuthenticator.allow_all = True
 c.ClassAuthenticator.create_system_users = True
-c.ClassAuthenticator.add_user_cmd = ["useradd", "--create-home", "--shell", "/bin/sh"]
+# A home that classmates cannot look into.
+c.ClassAuthenticator.add_user_cmd = ["useradd", "--create-home", "--shell", "/bin/sh", "--key", "HOME_MODE=0700"]
+# Where useradd lies, which the PATH of the user before sudo may not have.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
 
-# The hub and its proxy speak to each other on this machine alone.
+# The hub and its proxy speak to each other on this machine alone, at ports that are free.
 c.JupyterHub.bind_url = os.environ["COURSE_HUB_ADDRESS"]
 c.JupyterHub.hub_ip = "127.0.0.1"
+c.JupyterHub.hub_port = int(os.environ["COURSE_HUB_PORT"])
+c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{os.environ['COURSE_HUB_PROXY_PORT']}"
 c.ConfigurableHTTPProxy.command = [os.environ["COURSE_HUB_PROXY"]]
 # When the hub stops, so do the learners' servers: nothing stays behind.
 c.JupyterHub.cleanup_servers = True
@@ -58,8 +63,7 @@ c.Spawner.environment = {
     # The compiler itself, not rustup's stand-in, which looks for toolchains in the learner's home.
     "PATH": f"{os.environ['COURSE_SYSROOT']}/bin:/usr/local/bin:/usr/bin:/bin",
     "COURSE_HOME": str(tools),
-    # The sources of crates, for everybody to read.
-    "CARGO_HOME": os.environ["COURSE_CARGO_HOME"],
+    # The sources of crates are there for everybody to read, and for nobody to add to.
     "CARGO_NET_OFFLINE": "true",
     # What a kernel writes goes into the learner's own home.
     "COURSE_KERNELS": lambda spawner: f"{home_of(spawner)}/.cache/lora-course-kernels",
@@ -89,26 +93,37 @@ def home_of(spawner):
     return pwd.getpwnam(spawner.user.name).pw_dir
 
 
-def give_notebooks(spawner):
-    """Copies the notebooks that a learner does not have yet; what they have is theirs."""
+# Copies the notebooks that a learner does not have yet, each whole or not at all; what they have is theirs.
+GIVE = """
+import os, shutil, sys
+from pathlib import Path
+source, folder = map(Path, sys.argv[1:])
+notebooks = sorted(source.glob("*.ipynb")) or sys.exit(f"{source} holds no notebook that learners can read")
+folder.mkdir(exist_ok=True)
+for notebook in notebooks:
+    if not (folder / notebook.name).exists():
+        part = folder / f".{notebook.name}.part"
+        shutil.copyfile(notebook, part)
+        os.replace(part, folder / notebook.name)
+"""
+
+
+async def give_notebooks(spawner):
     learner = pwd.getpwnam(spawner.user.name)
     # As the learner: whatever they put into their home, root writes nothing there.
-    child = os.fork()
-    if child == 0:
-        try:
-            os.initgroups(learner.pw_name, learner.pw_gid)
-            os.setgid(learner.pw_gid)
-            os.setuid(learner.pw_uid)
-            folder = Path(learner.pw_dir) / "lora-course"
-            folder.mkdir(exist_ok=True)
-            for notebook in sorted((checkout / "notebooks").glob("*.ipynb")):
-                if not (folder / notebook.name).exists():
-                    shutil.copyfile(notebook, folder / notebook.name)
-            os._exit(0)
-        except BaseException as error:
-            print(f"the notebooks cannot be copied: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *["-c", GIVE, str(checkout / "notebooks"), f"{learner.pw_dir}/lora-course"],
+        user=learner.pw_uid,
+        group=learner.pw_gid,
+        extra_groups=[],
+        cwd="/",
+    )
+    try:
+        status = await asyncio.wait_for(child.wait(), 60)
+    except asyncio.TimeoutError:
+        child.kill()
+        raise
     if status != 0:
         raise RuntimeError(f"the notebooks cannot be copied into {learner.pw_dir}: see the hub's log")
 

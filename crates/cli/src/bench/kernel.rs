@@ -1,6 +1,7 @@
 //! `cargo course bench kernel`: how fast a notebook answers.
 
 use super::summary::{least, median};
+use crate::device::{self, Device};
 use crate::example;
 use crate::home::{Checkout, Home, write_atomic};
 use crate::progress::Steps;
@@ -27,7 +28,7 @@ const ROWS: &[(&str, &str, &str, f64)] = &[
 
 /// Measures `runs` kernels; false when a goal is missed.
 pub fn command(home: &Home, checkout: &Checkout, runs: u8, json: Option<&Path>) -> Result<bool> {
-    let (environment, _) = setup::ensure(home, checkout, crate::device::Device::Cpu)?;
+    let (environment, _) = setup::ensure(home, checkout, Device::Cpu)?;
     let program = example::build(checkout, "kernel", &mut Steps::new(1))?;
     let output = Command::new(environment.python())
         .args(["-m", "course_jupyter.bench", &runs.to_string()])
@@ -35,6 +36,8 @@ pub fn command(home: &Home, checkout: &Checkout, runs: u8, json: Option<&Path>) 
         .arg(checkout.join("crates/course/examples/kernel/cells"))
         .current_dir(checkout.join("notebooks"))
         .env("COURSE_HOME", home.join(""))
+        // The goals are those of the processor.
+        .env(device::VARIABLE, Device::Cpu.name())
         .stderr(Stdio::inherit())
         .output()?;
     if !output.status.success() {

@@ -72,6 +72,7 @@ impl Toolkit {
         if !capability.chars().all(|digit| digit.is_ascii_digit()) {
             bail!("{CAPABILITY}={capability} is no compute capability: write 90 for 9.0");
         }
+        need_host_compiler()?;
         let root = match own()? {
             Some(root) => {
                 steps.skip();
@@ -157,7 +158,21 @@ fn asked_capability() -> Option<String> {
     Some(asked.replace('.', ""))
 }
 
-/// Asks the first card.
+/// nvcc leaves the code for the processor to a C++ compiler.
+fn need_host_compiler() -> Result<()> {
+    let found = ["g++", "c++"].iter().any(|compiler| {
+        let said = Command::new(compiler).arg("--version").output();
+        said.is_ok_and(|output| output.status.success())
+    });
+    ensure!(
+        found,
+        "NVIDIA's compiler needs a C++ compiler beside it (Debian and Ubuntu: sudo apt install g++; \
+         Fedora: sudo dnf install gcc-c++)"
+    );
+    Ok(())
+}
+
+/// Asks the cards; of several kinds the oldest, for which the code of no other is too new.
 fn capability_of_card() -> Result<String> {
     let advice = format!(
         "Check that `nvidia-smi` lists a card; to compile for one that is elsewhere, name its compute \
@@ -174,11 +189,14 @@ fn capability_of_card() -> Result<String> {
     }
 }
 
-/// `9.0` in the first line as `90`.
+/// The smallest `9.0` of the lines, as `90`.
 fn capability_in(text: &str) -> Option<String> {
-    let (major, minor) = text.lines().next()?.trim().split_once('.')?;
-    let number = |part: &str| part.parse::<u32>().is_ok();
-    (number(major) && number(minor)).then(|| format!("{major}{minor}"))
+    let capability = |line: &str| -> Option<(u32, u32)> {
+        let (major, minor) = line.trim().split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let (major, minor) = text.lines().filter_map(capability).min()?;
+    Some(format!("{major}{minor}"))
 }
 
 /// Fails unless a program that is linked with the driver's library can start.
@@ -202,8 +220,8 @@ fn own() -> Result<Option<PathBuf>> {
         if let Some(root) = variable(name).map(PathBuf::from) {
             ensure!(
                 root.join("bin/nvcc").is_file(),
-                "{name} is {}, and there is no bin/nvcc in it: name a CUDA toolkit, or unset {name} to \
-                 get one of the course's own",
+                "{name} is {}, and there is no bin/nvcc in it: name a CUDA toolkit, or unset {name} \
+                 (and take nvcc off PATH) to get one of the course's own",
                 root.display()
             );
             return Ok(Some(root));
@@ -211,8 +229,9 @@ fn own() -> Result<Option<PathBuf>> {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let nvcc = std::env::split_paths(&path).map(|dir| dir.join("nvcc"));
-    let found = nvcc.filter_map(|nvcc| nvcc.canonicalize().ok()).next();
-    Ok(found.and_then(|nvcc| Some(nvcc.parent()?.parent()?.to_owned())))
+    let root = |nvcc: PathBuf| Some(nvcc.canonicalize().ok()?.parent()?.parent()?.to_owned());
+    let mut roots = nvcc.filter_map(root);
+    Ok(roots.find(|root| root.join("bin/nvcc").is_file()))
 }
 
 /// The toolkit made of NVIDIA's packages.
@@ -325,7 +344,8 @@ mod tests {
 
     #[test]
     fn a_card_s_capability_is_read() {
-        assert_eq!(capability_in("9.0\n8.6\n").as_deref(), Some("90"));
+        assert_eq!(capability_in("9.0\n").as_deref(), Some("90"));
+        assert_eq!(capability_in("12.0\n8.6\n9.0\n").as_deref(), Some("86"));
         assert_eq!(capability_in("12.1").as_deref(), Some("121"));
         for text in ["", "No devices were found", "[N/A]", "9"] {
             assert_eq!(capability_in(text), None, "{text}");
