@@ -25,7 +25,7 @@ def disk(page):
 
 def test_the_search_leads_to_its_section(disk):
     disk.goto(f"{made('site')}/index.html")
-    disk.fill("#search", "pole longer")
+    disk.fill("#search", "four ways learn long pole")
     first = disk.locator("#found a").first
     first.wait_for()
     assert "13" in first.get_attribute("href")
@@ -50,4 +50,4 @@ def test_keys_turn_the_slides(disk):
         places.append(disk.evaluate("Reveal.getIndices().h"))
     assert places == [0, 1, 2, 3]
     notes = disk.evaluate("Reveal.getSlides().map(slide => Reveal.getSlideNotes(slide) || '').join()")
-    assert "Watch out" in notes
+    assert "For the teacher: watch out" in notes

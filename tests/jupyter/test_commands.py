@@ -44,6 +44,9 @@ ELSEWHERE = {
     "cargo course lab --device cuda": "needs a card; tests/jupyter/test_hostile.py without one",
     "cargo course test --device cuda": ".github/workflows/ci.yml",
     "cargo course export --bin --cuda": ".github/workflows/ci.yml",
+    "cargo course browser --hub": ".github/workflows/ci.yml",
+    'sudo env "PATH=$PATH" RUSTUP_HOME=$RUSTUP_HOME CARGO_HOME=$CARGO_HOME COURSE_HOME=$COURSE_HOME cargo course hub': "needs "
+    "root; tests/browser/test_hub.py",
     "cargo course hub": "tests/browser/test_hub.py",
     "cargo course run 02": "a stage of `cargo course test`",
     "cargo course run --timeout 20 02": "a stage of `cargo course test`",

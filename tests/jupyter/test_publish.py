@@ -86,7 +86,8 @@ def check_pages(folder, pages):
             if anchor:
                 assert unquote(anchor) in pages[file or name].ids, f"{name} links to {link}"
         for words in page.images:
-            assert len(words.split()) > 5, f"{name}: an image without words"
+            # What nbconvert says of an image that says nothing is no description.
+            assert len(words.split()) > 5 and "No description" not in words, f"{name}: an image without words"
         formula = re.search(r"\$[^$\n]*\\\w+[^$\n]*\$", "".join(page.text))
         assert formula is None, f"{name}: {formula[0]}"
 
@@ -131,3 +132,4 @@ def test_the_slides_are_whole_and_hold_the_notes(slides):
     check_pages(folder, pages)
     for name in NAMES:
         assert pages[f"{name}.html"].notes == len(teacher_cells(name)) >= 4, name
+        assert "<summary>Solution</summary>" not in (folder / f"{name}.html").read_text(encoding="utf-8"), name

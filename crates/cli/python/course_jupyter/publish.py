@@ -201,7 +201,10 @@ def prose(text):
 def slides(folder, reveal, lessons):
     exporter = Slides({lesson.page for lesson in lessons})
     for lesson in lessons:
-        for cell in lesson.notebook.cells:
+        # Hidden ones would stay in the page.
+        shown = [cell for cell in lesson.notebook.cells if not is_tagged(cell, NOT_SHOWN)]
+        lesson.notebook.cells = shown
+        for cell in shown:
             cell.metadata["slideshow"] = {"slide_type": slide_type(cell)}
         resources = {"course": {"title": lesson.title}}
         body, _ = exporter.from_notebook_node(lesson.notebook, resources=resources)
@@ -218,8 +221,6 @@ def slide_type(cell):
     """A section goes to the right; below it a slide for each piece of prose with its code."""
     if is_tagged(cell, ("teacher",)):
         return "notes"
-    if is_tagged(cell, NOT_SHOWN):
-        return "skip"
     if cell.cell_type == "code":
         return "subslide" if is_tagged(cell, ("figure",)) else "-"
     if re.match(r"##? ", cell.source):
