@@ -21,9 +21,6 @@ pub fn build(checkout: &Checkout, example: &str, steps: &mut Steps) -> Result<Pa
         .args(["--example", example])
         .env("CARGO_TARGET_DIR", &target)
         .current_dir(checkout.root());
-    if let Some(python) = std::env::var_os("COURSE_PYTHON") {
-        cargo.env("PYO3_PYTHON", python);
-    }
     let mut step = steps.start(
         &format!("The program {example}, in release"),
         Some("about 3 minutes at first"),

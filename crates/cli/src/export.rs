@@ -21,12 +21,12 @@ use std::process::Command;
 /// What `cargo course export` can be told.
 #[derive(Args)]
 pub struct Options {
-    /// Lessons, such as 01 02; all without
+    /// Lessons, such as 01 02 [default: all]
     lessons: Vec<String>,
     /// As a program: the only kind there is
     #[arg(long)]
     bin: bool,
-    /// The program's file [default: target/course-notebooks]
+    /// The program's file [default: target/course-notebooks, with --cuda target/course-notebooks-cuda]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Build it for an NVIDIA card; needs NVIDIA's compiler

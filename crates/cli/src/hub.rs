@@ -115,7 +115,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         false => format!("http://{address}"),
     };
     println!(
-        "Learners open {place} and log in with a name of small letters and digits and the password \
+        "Learners open {place} and log in with a name (small letters, digits, hyphens) and the password \
          {password} (set {PASSWORD} for another)."
     );
     let mut command = Command::new(environment.bin("jupyterhub"));

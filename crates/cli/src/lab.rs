@@ -22,7 +22,7 @@ pub struct Options {
     /// The port on this machine; without, the first free one from 8888
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Where tensors live; COURSE_DEVICE without
+    /// Where tensors live [default: COURSE_DEVICE, or else cpu]
     #[arg(long)]
     device: Option<Device>,
 }

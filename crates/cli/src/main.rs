@@ -46,7 +46,7 @@ enum Action {
     Test(test::Options),
     /// The set-up alone: Python environment, data, Rust kernel, template, kernelspec
     Setup {
-        /// Where tensors live in the kernels to prepare for; COURSE_DEVICE without
+        /// Where tensors live in the kernels to prepare for [default: COURSE_DEVICE, or else cpu]
         #[arg(long)]
         device: Option<Device>,
     },
@@ -54,15 +54,15 @@ enum Action {
     Run(run::Options),
     /// Type-check the notebooks' code and their structure, without a kernel
     Check {
-        /// Lessons, such as 01 02; all without
+        /// Lessons, such as 01 02 [default: all]
         lessons: Vec<String>,
-        /// Compile everything for an NVIDIA card instead; it need not be there
+        /// Compile everything for an NVIDIA card instead; the card need not be there
         #[arg(long, conflicts_with = "lessons")]
         cuda: bool,
     },
     /// The exercises: minutes, and how far you are with each
     Exercises {
-        /// Lessons, such as 01 02; all without
+        /// Lessons, such as 01 02 [default: all]
         lessons: Vec<String>,
     },
     /// Schedules for a workshop, from the minutes in the notebooks
@@ -79,7 +79,8 @@ enum Action {
     Site(publish::Options),
     /// The lessons as slides that open from the disk; S shows the teacher's notes
     Slides(publish::Options),
-    /// A folder with all that a laptop without a network needs: `cargo course lab --offline DIR`
+    /// A folder with all that a laptop without a network needs; there, in `course`:
+    /// `cargo course lab --offline ..`
     Bundle(bundle::Options),
     /// The notebooks' code as one program, for a machine without Rust or Jupyter
     Export(export::Options),
@@ -98,6 +99,7 @@ enum Action {
         arguments: Vec<String>,
     },
     /// What the kernelspec starts
+    #[command(hide = true)]
     Kernel {
         /// Jupyter's connection file
         connection_file: PathBuf,

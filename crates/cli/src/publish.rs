@@ -11,7 +11,7 @@ use std::process::Command;
 /// Where the pages go.
 #[derive(Args)]
 pub struct Options {
-    /// Lessons, such as 01 02; all without
+    /// Lessons, such as 01 02 [default: all]
     lessons: Vec<String>,
     /// The folder [default: target/site or target/slides]
     #[arg(long, value_name = "DIR")]

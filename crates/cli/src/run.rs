@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What `cargo course run` can be told.
 #[derive(Args)]
 pub struct Options {
-    /// Lessons, such as 01 02; all without
+    /// Lessons, such as 01 02 [default: all]
     lessons: Vec<String>,
     /// Write the results to this file as JSON
     #[arg(long, value_name = "FILE")]
@@ -28,7 +28,7 @@ pub struct Options {
     /// How many notebooks run at once; each kernel takes about 0.6 GB of memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
-    /// Where tensors live; COURSE_DEVICE without
+    /// Where tensors live [default: COURSE_DEVICE, or else cpu]
     #[arg(long)]
     device: Option<Device>,
     /// Seconds that one cell may take

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// What `cargo course test` can be told.
 #[derive(Args)]
 pub struct Options {
-    /// Where tensors live; COURSE_DEVICE without
+    /// Where tensors live [default: COURSE_DEVICE, or else cpu]
     #[arg(long)]
     device: Option<Device>,
 }
@@ -35,7 +35,7 @@ pub fn test(home: &Home, checkout: &Checkout, options: &Options) -> Result<bool>
         Device::Cpu => None,
         Device::Cuda => installed.cuda.as_ref(),
     };
-    let cargo = |arguments: &[&str]| cargo(checkout, &environment, toolkit, arguments);
+    let cargo = |arguments: &[&str]| cargo(checkout, toolkit, arguments);
     let features: &[&str] = match toolkit {
         Some(_) => &["--features", "course/cuda"],
         None => &[],
@@ -94,12 +94,7 @@ impl Stages {
     }
 }
 
-fn cargo(
-    checkout: &Checkout,
-    environment: &Environment,
-    toolkit: Option<&Toolkit>,
-    arguments: &[&str],
-) -> Result<bool> {
+fn cargo(checkout: &Checkout, toolkit: Option<&Toolkit>, arguments: &[&str]) -> Result<bool> {
     let mut command = Command::new("cargo");
     without_cargo(&mut command, checkout);
     if let Some(toolkit) = toolkit {
@@ -109,7 +104,6 @@ fn cargo(
     command
         .args(arguments)
         .current_dir(checkout.root())
-        .env("PYO3_PYTHON", environment.python())
         .env(device::VARIABLE, toolkit.map_or("cpu", |_| "cuda"))
         .env("RUSTDOCFLAGS", "-D warnings");
     Ok(command.status().context("cannot start cargo")?.success())

@@ -21,7 +21,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 WEB = Path(__file__).parent / "web"
 COURSE = "LoRA in Rust"
-# Cells that a slide has no room for: the solution is the notebook's, not the beamer's.
+# Cells that a slide has no room for: the solution is the notebook's, not the projector's.
 NOT_SHOWN = ("starter-", "check-", "solution-")
 
 SLIDES_INDEX = """<!DOCTYPE html>

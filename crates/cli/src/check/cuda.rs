@@ -6,7 +6,7 @@ use crate::home::{Checkout, Home};
 use crate::progress::Steps;
 use crate::setup::cuda::Toolkit;
 use crate::setup::template::without_cargo;
-use crate::setup::{python, tool};
+use crate::setup::tool;
 use anyhow::Result;
 use std::process::Command;
 
@@ -25,8 +25,7 @@ pub fn check(home: &Home, checkout: &Checkout) -> Result<bool> {
         .args(["test", "--no-run", "--workspace"])
         .args(["--features", "course/cuda"])
         .current_dir(checkout.root())
-        .env("CARGO_TARGET_DIR", checkout.join("target/cuda"))
-        .env("PYO3_PYTHON", python::interpreter()?.executable());
+        .env("CARGO_TARGET_DIR", checkout.join("target/cuda"));
     let progress = tool::compile_progress(&mut step, 420);
     tool::run("compiling the crates for CUDA", &mut cargo, progress)?;
     step.done();

@@ -141,7 +141,7 @@ pub fn ensure(home: &Home, rustc: &Rustc, steps: &mut Steps) -> Result<PathBuf> 
     }
     let mut step = steps.start(
         &format!("evcxr_jupyter {VERSION}, the Rust kernel"),
-        Some("about 9 minutes on two cores"),
+        Some("about 7 minutes on two cores"),
     );
     // What a build that was cut off had compiled is used again.
     let build = home.join(format!("build-evcxr-{}", key(rustc)));

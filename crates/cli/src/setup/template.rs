@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Changes whenever this file makes templates of another kind.
-const FORMAT: &str = "3: for everybody to read";
+const FORMAT: &str = "4: for everybody to read, no Python linked";
 
 /// How many crates a template compiles (for the progress line only).
 const CRATES: usize = 130;
@@ -318,7 +318,8 @@ impl KernelEnvironment<'_> {
             // evcxr_jupyter looks here for an older installation of itself to renew: leave the
             // user's own alone.
             .env("JUPYTER_PATH", dir.join("no-jupyter"))
-            .env("PYO3_PYTHON", &self.installed.python)
+            // As the checkout's .cargo/config.toml, which is not read in this folder.
+            .env("PYO3_CONFIG_FILE", self.checkout.join(".cargo/pyo3.txt"))
             // glibc hands large blocks back after each use and faults them in anew: keep them.
             .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
             .env("MALLOC_TRIM_THRESHOLD_", "2147483648")

@@ -79,7 +79,7 @@ pub fn explain(log: &[String]) -> Option<String> {
         "os error 28",
     ]) {
         return Some(
-            "the disk is full. Make room (the set-up needs about 6 GB), or set COURSE_HOME to a \
+            "the disk is full. Make room (the set-up needs 4 GB), or set COURSE_HOME to a \
              folder on another disk, and start the command again: it goes on where it stopped."
                 .into(),
         );
