@@ -3,6 +3,7 @@
 They work on copies of the notebooks; screenshots and the server's log stay in target/browser.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,28 +60,29 @@ def serve(program, name):
         end(server)
 
 
-def wait_for(address, server, log):
+def wait_for(address, server, log, seconds=STARTUP):
     """Waits until a server answers at an address."""
     # Not by a proxy of the environment.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + STARTUP
+    end = time.monotonic() + seconds
     while True:
         try:
             direct.open(address, timeout=5).close()
             return
         except OSError:
             assert server.poll() is None, log.read_text()
-            assert time.monotonic() < end, "Jupyter does not answer"
+            assert time.monotonic() < end, "Jupyter does not answer:\n" + log.read_text()
             time.sleep(0.5)
 
 
 def end(server):
     """Ends a server and what it has started."""
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
+    for kind, patience in [(signal.SIGTERM, 20), (signal.SIGKILL, None)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(patience)
+            return
 
 
 @pytest.fixture(scope="session")

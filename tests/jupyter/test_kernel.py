@@ -141,7 +141,8 @@ def test_where_the_tools_are_shared_a_kernel_works_in_a_folder_of_its_own(tmp_pa
     with kernel() as cells:
         assert cells.run('println!("{:?}", Device::Cpu.is_cpu());') == "true"
         assert [path.name for path in own.glob("run-*") if path.is_dir()] == [f"run-{cells.launcher}"]
-        assert set(KERNELS.iterdir()) == before
+        # The folder of a kernel before it may still go.
+        assert set(KERNELS.iterdir()) <= before
         # What the template holds is not compiled anew.
         stamps = own.glob("run-*/target/**/.fingerprint/*/invoked.timestamp")
         anew = {path.parent.name for path in stamps if path.stat().st_mtime > start}

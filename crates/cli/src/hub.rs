@@ -18,7 +18,8 @@ use crate::setup::template::without_cargo;
 use crate::setup::{self, kernelspec, tool};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use std::fs;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -55,6 +56,9 @@ pub struct Options {
     /// The port
     #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
+    /// The folder of the hub's secrets and logs [default: hub-state among the course's tools]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// JupyterHub settings of your own, read last
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -74,6 +78,14 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     if let Some(own) = &own {
         ensure!(own.is_file(), "there is no file {}", own.display());
     }
+    let state = match &options.state {
+        Some(folder) => std::path::absolute(folder)?,
+        None => home.join("hub-state"),
+    };
+    // The hub's secrets and its list of users.
+    fs::create_dir_all(&state).with_context(|| format!("cannot create {}", state.display()))?;
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
+    let _lock = alone(&state)?;
     let address = SocketAddr::new(options.ip, options.port);
     if let Err(error) = TcpListener::bind(address) {
         bail!("{address} cannot be used ({error}): choose another --port or --ip");
@@ -105,10 +117,6 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         kernelspec::ensure(home, &environment, &mut steps)?;
         (environment, proxy(home, &mut steps)?)
     };
-    // The hub's secrets and its list of users.
-    let state = home.join("hub-state");
-    fs::create_dir_all(&state)?;
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
     let password = password(&state.join("password"))?;
     let place = match options.ip.is_unspecified() {
         true => format!("http://NAME-OF-THIS-MACHINE:{}", options.port),
@@ -136,6 +144,19 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         command.env("COURSE_HUB_CONFIG", own);
     }
     Err(command.exec()).context("cannot start JupyterHub")
+}
+
+/// Holds the hub's folder as long as JupyterHub lives, which this program becomes.
+fn alone(state: &Path) -> Result<File> {
+    let path = state.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    ensure!(
+        file.try_lock().is_ok(),
+        "a hub is at work in {}: stop it first, or name another folder with --state",
+        state.display()
+    );
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(file)
 }
 
 /// A port of this machine at which the hub and its proxy speak to each other.
@@ -219,11 +240,17 @@ fn proxy(home: &Home, steps: &mut Steps) -> Result<PathBuf> {
         return Ok(program);
     }
     for name in ["node", "npm"] {
-        let found = Command::new(name).arg("--version").output();
+        let output = Command::new(name).arg("--version").output();
+        let found = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let found = found.unwrap_or_default();
         ensure!(
-            found.is_ok_and(|output| output.status.success()),
-            "JupyterHub's proxy needs Node.js 18 or newer, and {name} was not found (Debian and \
-             Ubuntu: sudo apt install nodejs npm)"
+            name == "npm" && !found.is_empty() || major(&found) >= Some(18),
+            "JupyterHub's proxy needs Node.js 18 or newer with npm, and {name} {} (Debian 12 and newer, \
+             Ubuntu 24.04 and newer: sudo apt install nodejs npm; elsewhere from nodejs.org)",
+            match found.trim() {
+                "" => "was not found".to_owned(),
+                found => format!("is {found}"),
+            }
         );
     }
     let step = steps.start("configurable-http-proxy, by npm", None);
@@ -241,9 +268,37 @@ fn proxy(home: &Home, steps: &mut Steps) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The first number of a version such as `v20.1.0`.
+fn major(version: &str) -> Option<u32> {
+    version
+        .trim()
+        .trim_start_matches('v')
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_major_version_of_node_is_read() {
+        assert_eq!(major("v20.20.2\n"), Some(20));
+        assert_eq!(major("v12.22.9"), Some(12));
+        assert_eq!(major(""), None);
+    }
+
+    #[test]
+    fn one_hub_works_in_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = alone(dir.path()).unwrap();
+        let error = alone(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("--state"), "{error}");
+        drop(held);
+        alone(dir.path()).unwrap();
+    }
 
     #[test]
     fn every_requirement_is_pinned_by_hash() {
@@ -273,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_closed_folder_on_the_way_is_named() {
-        let dir = tempfile::tempdir().unwrap();
+        // Not in TMPDIR, which is often closed to others.
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
         let dir = dir.path().canonicalize().unwrap();
         let (closed, inside) = (dir.join("closed"), dir.join("closed/inside"));
         fs::create_dir_all(&inside).unwrap();

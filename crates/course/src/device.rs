@@ -1,5 +1,7 @@
 //! Where tensors live: the CPU, or one CUDA card when `COURSE_DEVICE=cuda` asks for it.
 
+use std::sync::OnceLock;
+
 use candle_core::Device;
 
 use crate::{Error, Result};
@@ -24,9 +26,17 @@ const VARIABLE: &str = "COURSE_DEVICE";
 /// ```
 pub fn device() -> Result<Device> {
     let wanted = std::env::var_os(VARIABLE).unwrap_or_default();
-    choose(&wanted.to_string_lossy(), cfg!(feature = "cuda"), || {
-        Device::new_cuda(0)
-    })
+    choose(&wanted.to_string_lossy(), cfg!(feature = "cuda"), card)
+}
+
+/// The first card. candle takes two handles of one card for two cards, so there is one.
+fn card() -> candle_core::Result<Device> {
+    static CARD: OnceLock<Device> = OnceLock::new();
+    if let Some(card) = CARD.get() {
+        return Ok(card.clone());
+    }
+    let card = Device::new_cuda(0)?;
+    Ok(CARD.get_or_init(|| card).clone())
 }
 
 fn choose(

@@ -6,9 +6,12 @@ home, and kernels that share the compiled course but nothing else. Settings of y
 """
 
 import asyncio
+import contextlib
 import os
 import pwd
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +22,8 @@ c = get_config()  # noqa: F821, JupyterHub gives it to this file.
 
 checkout = Path(os.environ["COURSE_CHECKOUT"])
 tools = Path(os.environ["COURSE_HOME"])
+# Where the hub works: its folder of secrets.
+state = os.getcwd()
 
 # Learners must never get the account of somebody else.
 PREFIX = "lora-"
@@ -50,8 +55,9 @@ c.JupyterHub.hub_ip = "127.0.0.1"
 c.JupyterHub.hub_port = int(os.environ["COURSE_HUB_PORT"])
 c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{os.environ['COURSE_HUB_PROXY_PORT']}"
 c.ConfigurableHTTPProxy.command = [os.environ["COURSE_HUB_PROXY"]]
-# When the hub stops, so do the learners' servers: nothing stays behind.
+# When the hub stops, so do the learners' servers: nothing stays behind, and there is nothing to remember.
 c.JupyterHub.cleanup_servers = True
+c.JupyterHub.db_url = "sqlite:///:memory:"
 
 c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"
 c.Spawner.cmd = [str(Path(sys.executable).parent / "jupyterhub-singleuser")]
@@ -66,12 +72,19 @@ c.Spawner.environment = {
     # The sources of crates are there for everybody to read, and for nobody to add to.
     "CARGO_NET_OFFLINE": "true",
     # What a kernel writes goes into the learner's own home.
-    "COURSE_KERNELS": lambda spawner: f"{home_of(spawner)}/.cache/lora-course-kernels",
+    "COURSE_KERNELS": lambda spawner: f"{pwd.getpwnam(spawner.user.name).pw_dir}/.cache/lora-course-kernels",
+    "COURSE_HUB": state,
 }
-# A kernel's first answer takes longer when all start at once.
+# Not root's terminal, which a learner's own settings could read.
+learners_log = os.open("learners.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+c.LocalProcessSpawner.popen_kwargs = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": learners_log,
+    "stderr": learners_log,
+}
+# It takes longer when the whole class starts at once.
 c.Spawner.start_timeout = 120
 c.Spawner.http_timeout = 120
-c.JupyterHub.concurrent_spawn_limit = 10
 
 # A server at which nobody has worked for an hour ends, and with it its kernels.
 c.JupyterHub.load_roles = [
@@ -87,10 +100,6 @@ c.JupyterHub.services = [
         "command": [sys.executable, "-m", "jupyterhub_idle_culler", "--timeout=3600"],
     }
 ]
-
-
-def home_of(spawner):
-    return pwd.getpwnam(spawner.user.name).pw_dir
 
 
 # Copies the notebooks that a learner does not have yet, each whole or not at all; what they have is theirs.
@@ -109,15 +118,21 @@ for notebook in notebooks:
 
 
 async def give_notebooks(spawner):
+    # JupyterHub asks for an account once; it may have failed then, or be gone since.
+    if not spawner.authenticator.system_user_exists(spawner.user):
+        spawner.authenticator.add_system_user(spawner.user)
     learner = pwd.getpwnam(spawner.user.name)
     # As the learner: whatever they put into their home, root writes nothing there.
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        *["-c", GIVE, str(checkout / "notebooks"), f"{learner.pw_dir}/lora-course"],
+        *["-I", "-c", GIVE, str(checkout / "notebooks"), f"{learner.pw_dir}/lora-course"],
         user=learner.pw_uid,
         group=learner.pw_gid,
         extra_groups=[],
         cwd="/",
+        env={"PATH": "/usr/bin:/bin"},
+        stdin=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         status = await asyncio.wait_for(child.wait(), 60)
@@ -129,6 +144,19 @@ async def give_notebooks(spawner):
 
 
 c.Spawner.pre_spawn_hook = give_notebooks
+
+
+def end_what_was_left():
+    """Ends learners' servers of a hub that was killed: they ask it in vain."""
+    mark = f"COURSE_HUB={state}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_server = b"jupyterhub-singleuser" in (process / "cmdline").read_bytes()
+            if is_server and mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGTERM)
+
+
+end_what_was_left()
 
 if own := os.environ.get("COURSE_HUB_CONFIG"):
     load_subconfig(own)  # noqa: F821
