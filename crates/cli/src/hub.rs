@@ -82,9 +82,7 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
         Some(folder) => std::path::absolute(folder)?,
         None => home.join("hub-state"),
     };
-    // The hub's secrets and its list of users.
-    fs::create_dir_all(&state).with_context(|| format!("cannot create {}", state.display()))?;
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
+    close(&state)?;
     let _lock = alone(&state)?;
     let address = SocketAddr::new(options.ip, options.port);
     if let Err(error) = TcpListener::bind(address) {
@@ -146,9 +144,24 @@ pub fn command(home: &Home, checkout: &Checkout, options: &Options) -> Result<bo
     Err(command.exec()).context("cannot start JupyterHub")
 }
 
+/// The hub's lock in its folder.
+const LOCK: &str = "lock";
+
+/// Makes the hub's folder, into which nobody else may look. One with other things in it is left alone.
+fn close(state: &Path) -> Result<()> {
+    fs::create_dir_all(state).with_context(|| format!("cannot create {}", state.display()))?;
+    ensure!(
+        state.join(LOCK).is_file() || fs::read_dir(state)?.next().is_none(),
+        "{} holds other things than a hub's: name a new folder with --state",
+        state.display()
+    );
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot close {}", state.display()))
+}
+
 /// Holds the hub's folder as long as JupyterHub lives, which this program becomes.
 fn alone(state: &Path) -> Result<File> {
-    let path = state.join("lock");
+    let path = state.join(LOCK);
     let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
     ensure!(
         file.try_lock().is_ok(),
@@ -293,11 +306,17 @@ mod tests {
     #[test]
     fn one_hub_works_in_a_folder() {
         let dir = tempfile::tempdir().unwrap();
+        close(dir.path()).unwrap();
         let held = alone(dir.path()).unwrap();
         let error = alone(dir.path()).unwrap_err().to_string();
         assert!(error.contains("--state"), "{error}");
         drop(held);
+        write_atomic(&dir.path().join("password"), "x").unwrap();
+        close(dir.path()).unwrap();
         alone(dir.path()).unwrap();
+        fs::remove_file(dir.path().join(LOCK)).unwrap();
+        let error = close(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("other things"), "{error}");
     }
 
     #[test]
