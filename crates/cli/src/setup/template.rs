@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Changes whenever this file makes templates of another kind.
-const FORMAT: &str = "4: for everybody to read, no Python linked";
+const FORMAT: &str = "5: for everybody to read, no Python linked";
 
 /// How many crates a template compiles (for the progress line only).
 const CRATES: usize = 130;
@@ -25,6 +25,9 @@ opt-level = 3
 debug-assertions = false
 overflow-checks = false
 ";
+
+/// Tells pyo3 to link no Python, as the checkout's `.cargo/config.toml` does for what is built there.
+const PYO3: &str = include_str!("../../../../.cargo/pyo3.txt");
 
 /// Typed once at the kernel's start, so that the analyser has read candle before the first cell
 /// and `?` needs no second compilation.
@@ -82,6 +85,7 @@ fn key(checkout: &Checkout, installed: &Installed, toolkit: Option<&Toolkit>) ->
     let mut parts: Vec<Vec<u8>> = vec![
         FORMAT.into(),
         CARGO_CONFIG.into(),
+        PYO3.into(),
         PRELUDE.into(),
         super::evcxr::VERSION.into(),
         rustc.version.clone().into(),
@@ -120,6 +124,11 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where pyo3's settings lie: in one place, as it is compiled anew when they are elsewhere.
+fn pyo3(home: &Home) -> PathBuf {
+    home.templates().join(".cargo/pyo3.txt")
 }
 
 /// Prepares a folder whose own folders are worked in.
@@ -178,6 +187,7 @@ pub fn ensure(
     fs::copy(checkout.join("Cargo.lock"), unfinished.join("Cargo.lock"))
         .context("cannot copy Cargo.lock")?;
     settle(&home.templates())?;
+    write_atomic(&pyo3(home), PYO3)?;
     write_init(&template.config, checkout, device)?;
     write_atomic(&template.config.join("prelude.rs"), PRELUDE)?;
 
@@ -318,8 +328,7 @@ impl KernelEnvironment<'_> {
             // evcxr_jupyter looks here for an older installation of itself to renew: leave the
             // user's own alone.
             .env("JUPYTER_PATH", dir.join("no-jupyter"))
-            // As the checkout's .cargo/config.toml, which is not read in this folder.
-            .env("PYO3_CONFIG_FILE", self.checkout.join(".cargo/pyo3.txt"))
+            .env("PYO3_CONFIG_FILE", pyo3(self.home))
             // glibc hands large blocks back after each use and faults them in anew: keep them.
             .env("MALLOC_MMAP_THRESHOLD_", "1073741824")
             .env("MALLOC_TRIM_THRESHOLD_", "2147483648")
